@@ -1,0 +1,6 @@
+"""Runs the command line: `python -m boltztilt` is `boltztilt`."""
+
+from boltztilt.cli import main
+
+if __name__ == "__main__":
+    main()

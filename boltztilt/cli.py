@@ -1,0 +1,415 @@
+"""The command line: reads arguments, calls the package, prints what came out.
+
+Every heavy import (torch and all that needs it) happens inside the verb that uses it, so that
+`boltztilt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from boltztilt import __version__, console
+
+if TYPE_CHECKING:
+    from boltztilt.analysis.reference import Reference
+    from boltztilt.sampling.sampler import Sampler
+    from boltztilt.systems.system import System
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that answers bad input with one line on stderr and exit code 2.
+
+    The package raises ValueError, TypeError, ImportError and OSError for what a user can put
+    right; anything else is a defect and keeps its traceback. `--debug` keeps every traceback.
+    """
+
+    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in words
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main([word for word in words if word != "--debug"], *rest, **extra))
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            if debug:
+                raise
+            fail(str(error) or type(error).__name__)
+        except Exception as error:
+            if debug or not hasattr(error, "format_message"):
+                raise
+            fail(error.format_message())
+
+
+def fail(message: str) -> None:
+    """Ends the program with the message on one line and the exit code for bad input."""
+    print(f"boltztilt: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a system TOML.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"boltztilt {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def boltztilt(
+    context: typer.Context,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (works anywhere).")
+    ] = False,
+) -> None:
+    """Samples Boltzmann distributions with flows trained from the energy alone.
+
+    [bold]Examples[/bold]
+      boltztilt systems                           what can be sampled
+      boltztilt sample lj13 -n 1000 -o lj13.dcd   1000 weighted structures
+      boltztilt train dw4 -o runs/dw4             train from the energy alone
+      boltztilt evaluate runs/dw4                 compare with Markov chains
+
+    Each command has its own examples: boltztilt sample --help
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def systems() -> None:
+    """Lists the systems that are built in.
+
+    [bold]Example[/bold]
+      boltztilt systems
+    """
+    from boltztilt.systems.system import available_systems, load_system
+
+    console.print_columns(
+        ("name", "atoms", "dimensions", "shipped weights", "title"),
+        [console.system_words(load_system(name)) for name in available_systems()],
+    )
+
+
+@app.command()
+def info(
+    name: Annotated[
+        str, typer.Argument(help="A system, a system TOML, a run folder or a weights file.")
+    ],
+) -> None:
+    """Says what a system is, and how its weights were made.
+
+    [bold]Examples[/bold]
+      boltztilt info lj13
+      boltztilt info runs/lj13
+    """
+    from boltztilt.systems.system import load_system
+
+    if Path(name).is_dir() or Path(name).suffix == ".safetensors":
+        sampler = open_sampler(name)
+        console.print_table(sampler.system.name, console.system_rows(sampler.system))
+        console.print_table("weights", console.metadata_rows(sampler.metadata))
+        return
+    system = load_system(name)
+    console.print_table(system.name, console.system_rows(system))
+    if system.weights_path():
+        console.print_table("shipped weights", console.metadata_rows(open_sampler(name).metadata))
+
+
+@app.command()
+def sample(
+    name: Annotated[str, typer.Argument(help="A system, a system TOML or a run folder.")],
+    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=1)] = 1000,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20,
+    solver: Annotated[str, typer.Option(help="rk4, or dopri5 (adaptive).")] = "rk4",
+    density: Annotated[
+        bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
+    ] = True,
+    refine: Annotated[
+        int, typer.Option(help="MALA steps at the target after sampling.", min=0)
+    ] = 0,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Structures integrated at once.", min=1)
+    ] = None,
+    device: Device = "cpu",
+    weights: Annotated[
+        Path | None, typer.Option(help="A weights file instead of the shipped one.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draws weighted structures from a trained sampler and writes a trajectory.
+
+    Beside the trajectory it writes the topology (.pdb), positions and weights
+    in the units of the system (.npz) and a report (.report.json).
+
+    [bold]Examples[/bold]
+      boltztilt sample lj13 -n 1000 -o lj13.dcd
+      boltztilt sample lj13 -n 1000 --resample --refine 20 -o equilibrium.xtc
+      boltztilt sample runs/lj13 -n 200 -o trial.npz --seed 7
+    """
+    from boltztilt.sampling.ensemble import check_output
+
+    path = output or Path(f"{Path(name).stem}.dcd")
+    check_output(path, overwrite=force)
+    if resample and not density:
+        raise ValueError("--resample draws by weight: it cannot be used with --no-density")
+    sampler = open_sampler(weights or name, device, system=name if weights else None)
+    with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
+        raw = sampler.sample(
+            n,
+            seed=seed,
+            n_steps=steps,
+            batch_size=batch_size,
+            with_density=density,
+            solver=solver,
+            progress=progress,
+        )
+    rows = console.sample_rows(raw)
+    final = raw.resample(n, seed=seed) if resample else raw
+    if refine:
+        final = final.refine(refine, seed=seed)
+        rows.append(("<U> refined", console.energy_words(final.mean_energy(weighted=False))))
+    if density:
+        error = sampler.integration_error(raw)
+        rows.append(("integration error", f"{error:.2g} (rms of log q on halving the step)"))
+    console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
+    console.print_files(final.save(path, overwrite=force))
+
+
+def open_sampler(target: str | Path, device: str = "cpu", system: str | None = None) -> Sampler:
+    """The sampler of a system's shipped weights, a run folder or a weights file."""
+    from boltztilt.sampling.sampler import Sampler
+    from boltztilt.systems.system import load_system
+
+    check_device(device)
+    sampler = Sampler.load(target, load_system(system) if system else None)
+    sampler.field.to(device)
+    return sampler
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError where torch cannot use the device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(chr(10))[0]
+        raise ValueError(f"--device {device} cannot be used here ({reason}); try cpu") from error
+
+
+@app.command()
+def train(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the folder, to the same result.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop after this time; --resume continues.", min=0.0)
+    ] = None,
+    seed: Seed = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe."),
+    ] = None,
+    device: Device = "cpu",
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Trains a sampler from the energy alone, and keeps everything in a run folder.
+
+    Ctrl-C or a crash costs the work since the last checkpoint and no more:
+    --resume goes on to the result of an uninterrupted run.
+
+    [bold]Examples[/bold]
+      boltztilt train lj13 -o runs/lj13
+      boltztilt train lj13 -o runs/lj13 --resume
+      boltztilt train dw4 -o runs/quick --max-minutes 5 --set width=32
+    """
+    changes = dict(read_override(text) for text in overrides or ())
+    check_run_folder(output, resume, force)
+    try:
+        from boltztilt.systems.system import load_system
+        from boltztilt.tilt.training import train as train_sampler
+
+        check_device(device)
+        system = load_system(name)
+        with console.TrainingBar(quiet) as progress:
+            sampler = train_sampler(
+                system,
+                out=output,
+                seed=seed,
+                resume=resume,
+                max_minutes=max_minutes,
+                progress=progress,
+                device=device,
+                **changes,
+            )
+    except KeyboardInterrupt:
+        print(f"stopped; continue with: {resume_command(name, output)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console.print_table(f"trained {name}", console.metadata_rows(sampler.metadata))
+    console.print_files([output / "weights.safetensors", output / "log.csv"])
+
+
+def read_override(text: str) -> tuple[str, Any]:
+    """The key and the value of a `key=value` argument; values are written as in TOML."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip() or not value.strip():
+        raise ValueError(f"--set {text}: expected key=value, such as --set width=64")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def check_run_folder(folder: Path, resume: bool, force: bool) -> None:
+    """Raises where training would overwrite a run, or where there is none to resume."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give the folder of the run")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"cannot write to {existing}: no permission")
+    holds_run = (folder / "recipe.toml").exists()
+    if resume and not holds_run:
+        raise FileNotFoundError(f"{folder} holds no run to resume; train without --resume")
+    if holds_run and not resume and not force:
+        raise FileExistsError(
+            f"{folder} already holds a run; --resume continues it, --force starts again"
+        )
+
+
+def resume_command(name: str, folder: Path) -> str:
+    return shlex.join(["boltztilt", "train", name, "-o", str(folder), "--resume"])
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run folder, a system or a weights file.")],
+    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=2)] = 10_000,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Samples of the target (.npz). Default: the one kept in the folder."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the report and the plots.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Compares a sampler with a long Markov chain; writes report.json and plots.
+
+    Without --reference it makes one by MCMC, once, and keeps it in the folder.
+
+    [bold]Examples[/bold]
+      boltztilt evaluate runs/lj13
+      boltztilt evaluate lj13 -n 10000 -o lj13_evaluation --reference lj13_reference.npz
+    """
+    from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
+
+    sampler = open_sampler(target, device)
+    folder = output or evaluation_folder(target)
+    samples = find_reference(sampler.system, reference, folder, n, quiet)
+    with console.counting_bar("evaluating", "structures", quiet) as progress:
+        report = evaluate_sampler(sampler, samples, n=n, seed=seed, out=folder, progress=progress)
+    console.print_table(
+        f"{sampler.system.name}: {sampler.system.convention}", console.report_rows(report)
+    )
+    console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])
+
+
+def evaluation_folder(target: str) -> Path:
+    """The run folder itself, or `NAME_evaluation` in the current folder."""
+    path = Path(target)
+    if path.is_dir():
+        return path
+    return Path(f"{path.stem}_evaluation")
+
+
+def find_reference(
+    system: System, given: Path | None, folder: Path, n: int, quiet: bool
+) -> Reference:
+    """The given reference, the one kept in the folder, or a new one that is kept there."""
+    from boltztilt.analysis.reference import Reference, make_reference
+
+    kept = folder / "reference.npz"
+    if given is not None or kept.exists():
+        return Reference.load(given or kept, system)
+    with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
+        made = make_reference(system, n_samples=n, seed=0, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(kept)
+    return made
+
+
+@app.command()
+def reference(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")],
+    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=2)] = 10_000,
+    seed: Seed = 0,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Makes reference samples by long Markov chains, and checks that they are equilibrated.
+
+    [bold]Example[/bold]
+      boltztilt reference lj13 -o lj13_reference.npz
+    """
+    from boltztilt.files import check_writable
+
+    if output.suffix != ".npz":
+        raise ValueError(f"a reference is written as .npz, but the output is {output}")
+    check_writable(output, overwrite=force)
+    from boltztilt.analysis.reference import make_reference
+    from boltztilt.systems.system import load_system
+
+    system = load_system(name)
+    with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
+        made = make_reference(system, n_samples=n, seed=seed, progress=progress)
+    console.print_table(f"{system.name}: {system.convention}", console.report_rows(made.report()))
+    made.save(output, overwrite=force)
+    console.print_files([output])
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="boltztilt")

@@ -1,0 +1,238 @@
+"""What the command line shows: progress bars, tables, lists of files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from boltztilt.sampling.ensemble import Ensemble
+    from boltztilt.systems.system import System
+    from boltztilt.tilt.training import TrainingStatus
+
+ProgressCallback = Callable[[int, int], None]
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def standard_output() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def standard_error(quiet: bool = False) -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+
+
+class RateColumn(ProgressColumn):
+    """Units done per second, such as `312 samples/s`."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s", style="cyan")
+
+
+@contextmanager
+def counting_bar(title: str, unit: str, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A callback `(done, total)` that drives a bar with the rate and the time left."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=standard_error(), disable=quiet) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class TrainingBar:
+    """A progress callback for training: stage, rung, a, CESS, loss, ESS and time left.
+
+    On a terminal it is one live bar; elsewhere (a log file, a batch job) it is one plain line
+    at each new rung, at most every half minute.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.console = standard_error(quiet)
+        self.last_line = -float("inf")
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        live = self.console.is_terminal and not quiet
+        self.progress = Progress(*columns, console=self.console, disable=not live)
+        self.task = self.progress.add_task("starting", total=1.0, left="")
+
+    def __enter__(self) -> TrainingBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, status: TrainingStatus) -> None:
+        words, left = training_words(status), time_left(status)
+        if not self.progress.disable:
+            self.progress.update(
+                self.task, description=words, completed=status.fraction_done, left=left
+            )
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            self.console.print(f"{words}  {left}")
+
+
+def training_words(status: TrainingStatus) -> str:
+    """One line on where training stands; quantities not measured yet are left out."""
+    words = [f"{status.stage} rung {status.rung}", f"a {status.a:.3g}"]
+    for label, value, layout in (
+        ("CESS", status.cess, ".2f"),
+        ("loss", status.loss, ".4g"),
+        ("ESS", getattr(status, "ess", None), ".1%"),
+        ("<U>", status.mean_energy, ".2f"),
+    ):
+        if value is not None and value == value:
+            words.append(f"{label} {value:{layout}}")
+    return "  ".join(words)
+
+
+def time_left(status: TrainingStatus) -> str:
+    """Text such as `left 0:12:05`, from the fraction done and the seconds spent."""
+    if not status.fraction_done or status.fraction_done <= 0:
+        return ""
+    return f"left {clock(status.seconds * (1.0 / status.fraction_done - 1.0))}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, such as `1:02:03`."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values in two columns."""
+    table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    standard_output().print(table)
+
+
+def print_files(paths: Sequence[Path]) -> None:
+    """Prints one line for each written file, with its size."""
+    console = standard_output()
+    for path in paths:
+        console.print(Text(f"wrote {path} ({file_size(path.stat().st_size)})"))
+
+
+def file_size(n_bytes: float) -> str:
+    """A size such as `1.3 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def print_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table with one line for each row."""
+    table = Table(*names, box=None, padding=(0, 2), header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    standard_output().print(table)
+
+
+def as_words(value: object) -> str:
+    """A value as short text: four digits for a fraction, value ± error for a pair."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(as_words(item) for item in value)
+    return str(value)
+
+
+def system_words(system: System) -> tuple[str, ...]:
+    shipped = "yes" if system.weights_path() else "no"
+    return (system.name, str(system.n_atoms), str(system.n_dims), shipped, system.title)
+
+
+def system_rows(system: System) -> list[tuple[str, str]]:
+    """Names and values that describe a system."""
+    rows = [
+        ("title", system.title),
+        ("description", system.description),
+        ("energy", system.convention),
+        ("atoms", f"{system.n_atoms} in {system.n_dims} dimensions"),
+        ("base", f"Gaussian of standard deviation {system.base_std:g}"),
+    ]
+    moments = system.reference_energy
+    if moments is not None:
+        words = f"{moments.mean:.3f} ± {moments.error:.3f} kT, standard deviation {moments.sd:.2f}"
+        rows.append(("reference <U>", words))
+    return [(label, value) for label, value in rows if value]
+
+
+def metadata_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), as_words(value)) for key, value in metadata.items()]
+
+
+def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """Names and values of the figures printed after sampling."""
+    rows = [("structures", str(len(ensemble.energies)))]
+    raw = energy_words(ensemble.mean_energy(weighted=False))
+    if ensemble.log_density is not None:
+        rows += [
+            ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),
+            ("<U> raw", raw),
+            ("<U> reweighted", energy_words(ensemble.mean_energy(weighted=True))),
+            ("log Z", str(ensemble.log_z)),
+        ]
+    else:
+        rows.append(("<U> raw", raw))
+    rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
+    rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
+    return rows
+
+
+def energy_words(estimate: Any) -> str:
+    return f"{estimate} kT"
+
+
+def report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of a report, nested entries joined by dots."""
+    rows = []
+    for key, value in report.items():
+        if isinstance(value, dict):
+            rows += [(f"{key} {inner}", words) for inner, words in report_rows(value)]
+        else:
+            rows.append((key.replace("_", " "), as_words(value)))
+    return rows
