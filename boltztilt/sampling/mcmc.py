@@ -152,7 +152,8 @@ def _run(
         state, acceptance = _metropolis(state, propose(state, step_size), generator)
         total += acceptance
         if target_acceptance is not None:
-            step_size *= math.exp((acceptance - target_acceptance) / math.sqrt(step + 1))
+            spread = math.sqrt(target_acceptance * (1.0 - target_acceptance) * (step + 1))
+            step_size *= math.exp((acceptance - target_acceptance) / spread)
     mean_acceptance = total / max(n_steps, 1)
     return ChainState(state.positions, state.energies, state.forces, step_size, mean_acceptance)
 
