@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.potentials.pairs import AtomPairs
 
 
 class Convention(NamedTuple):
@@ -32,69 +33,53 @@ class LennardJones(Potential):
     samples follow; "bgflow" (pair_scale 1, trap 1) is the default of that package.
 
     References:
-        Klein, Krämer, Noé (2023), Equivariant flow matching, eq. 16,
-        https://arxiv.org/abs/2306.15030
-        Akhound-Sadegh et al. (2024), Iterated denoising energy matching, appendix F,
-        https://arxiv.org/abs/2402.06121
+        Klein, Krämer, Noé (2023), Equivariant flow matching, https://arxiv.org/abs/2306.15030
+        Akhound-Sadegh et al. (2024), Iterated denoising energy matching for sampling from
+        Boltzmann densities, https://arxiv.org/abs/2402.06121
     """
 
     centered = True
     mirror_symmetric = True
 
     def __init__(self, n_atoms: int, convention: str | Convention = "dem", n_dims: int = 3):
-        if n_atoms < 2:
-            raise ValueError(f"a Lennard-Jones cluster needs at least 2 atoms, got {n_atoms}")
-        if isinstance(convention, str):
-            if convention not in CONVENTIONS:
-                raise ValueError(
-                    f"unknown Lennard-Jones convention {convention!r}: choose one of "
-                    f"{', '.join(CONVENTIONS)}, or give Convention(pair_scale, trap)"
-                )
-            convention = CONVENTIONS[convention]
+        self.pairs = AtomPairs(n_atoms)
         self.n_atoms = n_atoms
         self.n_dims = n_dims
-        self.pair_scale, self.trap = convention
-        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, offset=1)
-        pair = torch.arange(len(self.first))
-        self.incidence = torch.zeros(n_atoms, len(pair))
-        self.incidence[self.first, pair] = 1.0
-        self.incidence[self.second, pair] = -1.0
+        self.pair_scale, self.trap = find_convention(convention)
 
     def energy(self, positions: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
-        separations = self._separations(positions)
-        inverse_six = separations.square().sum(1).reciprocal().pow(3)
-        pair_energy = self.pair_scale * (inverse_six * (inverse_six - 2.0)).sum(0)
-        return pair_energy + self._trap_energy(positions)
+        inverse_six = self.pairs.separations(positions).square().sum(1).reciprocal().pow(3)
+        return self._pair_energy(inverse_six) + self._trap_energy(positions)
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch atoms dims"]
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms dims"]]:
         positions = positions.detach()
-        separations = self._separations(positions)
+        separations = self.pairs.separations(positions)
         inverse_square = separations.square().sum(1).reciprocal()
         inverse_six = inverse_square.pow(3)
-        energy = self.pair_scale * (inverse_six * (inverse_six - 2.0)).sum(0)
-        energy = energy + self._trap_energy(positions)
-        coefficient = 12.0 * self.pair_scale * inverse_six * (inverse_six - 1.0) * inverse_square
-        force = self._sum_over_pairs(coefficient[:, None] * separations)
+        energy = self._pair_energy(inverse_six) + self._trap_energy(positions)
+        strength = 12.0 * self.pair_scale * inverse_six * (inverse_six - 1.0) * inverse_square
+        force = self.pairs.sum_on_atoms(strength[:, None] * separations)
         force = force - self.trap * (positions - positions.mean(1, keepdim=True))
         finite = torch.isfinite(energy) & torch.isfinite(force).flatten(1).all(1)
         return energy, torch.where(finite[:, None, None], force, 0.0)
 
-    def _separations(
-        self, positions: Float[Tensor, "batch atoms dims"]
-    ) -> Float[Tensor, "pairs dims batch"]:
-        """Returns x_i - x_j of every pair i < j; with the batch last this is fastest."""
-        by_atom = positions.permute(1, 2, 0).contiguous()
-        return by_atom[self.first] - by_atom[self.second]
-
-    def _sum_over_pairs(
-        self, pair_forces: Float[Tensor, "pairs dims batch"]
-    ) -> Float[Tensor, "batch atoms dims"]:
-        """Returns the force on every atom: plus the pair's on its first, minus on its second."""
-        total = self.incidence.to(pair_forces) @ pair_forces.flatten(1)
-        return total.view(self.n_atoms, self.n_dims, -1).permute(2, 0, 1)
+    def _pair_energy(self, inverse_six: Float[Tensor, "pairs batch"]) -> Float[Tensor, "batch"]:
+        return self.pair_scale * (inverse_six * (inverse_six - 2.0)).sum(0)
 
     def _trap_energy(self, positions: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
         centred = positions - positions.mean(1, keepdim=True)
         return 0.5 * self.trap * centred.square().sum((1, 2))
+
+
+def find_convention(convention: str | Convention) -> Convention:
+    """Returns the constants of a named convention, or the given ones."""
+    if isinstance(convention, Convention):
+        return convention
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"unknown Lennard-Jones convention {convention!r}: choose one of "
+            f"{', '.join(CONVENTIONS)}, or give Convention(pair_scale, trap)"
+        )
+    return CONVENTIONS[convention]

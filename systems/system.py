@@ -1,0 +1,189 @@
+"""A system: the potential to sample, the base it starts from, and how to train on it."""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boltztilt.energy import CallablePotential, Potential
+from boltztilt.sampling.base import Gaussian
+
+if TYPE_CHECKING:
+    import mdtraj
+
+POTENTIALS = {
+    "double_well": "boltztilt.potentials.double_well:DoubleWell",
+    "gaussian_mixture": "boltztilt.potentials.gaussian_mixture:GaussianMixture",
+    "harmonic": "boltztilt.potentials.harmonic:Harmonic",
+    "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
+}
+
+
+@dataclass(frozen=True)
+class ReferenceMoments:
+    """The known mean energy of a system in kT, its standard error, and the spread of energies."""
+
+    mean: float
+    error: float
+    sd: float
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """What is simulated: an energy in kT, a Gaussian base, and settings for training and export.
+
+    Attributes:
+        name: short name; shipped weights are found by it.
+        potential: a Potential, or any function of positions `(batch, n_atoms, n_dims)` that
+            returns energies `(batch,)`.
+        n_atoms, n_dims: read from the potential, needed only when it is a plain function.
+        base_std: standard deviation of the Gaussian base.
+        species: one integer per atom; atoms of equal species may be permuted.
+        convention: the energy convention in words, printed in reports.
+        element, nm_per_length: chemical element and length unit with which files are written.
+        reference_energy: known moments of the energy, if any.
+        recipe: the tables of the training recipe as written in the TOML file.
+        folder: where the system was loaded from and its weights lie.
+    """
+
+    name: str
+    potential: Potential
+    n_atoms: int = 0
+    n_dims: int = 0
+    base_std: float = 1.0
+    species: tuple[int, ...] = ()
+    title: str = ""
+    description: str = ""
+    convention: str = ""
+    element: str = "Ar"
+    nm_per_length: float = 0.382
+    reference_energy: ReferenceMoments | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        potential = as_potential(self.potential, self.n_atoms, self.n_dims)
+        derived = {
+            "potential": potential,
+            "n_atoms": potential.n_atoms,
+            "n_dims": potential.n_dims,
+            "species": tuple(self.species) or (0,) * potential.n_atoms,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        if len(self.species) != self.n_atoms:
+            raise ValueError(
+                f"system {self.name!r}: {len(self.species)} species given for {self.n_atoms} atoms"
+            )
+        for name in ("base_std", "nm_per_length"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"system {self.name!r}: {name} must be positive")
+
+    @cached_property
+    def base(self) -> Gaussian:
+        """The Gaussian base, on the zero-mean subspace when the potential is centered."""
+        return Gaussian(self.n_atoms, self.n_dims, self.base_std, self.potential.centered)
+
+    def topology(self) -> "mdtraj.Topology":
+        """Returns the mdtraj topology with which trajectories of the system are written."""
+        from boltztilt.export import cluster_topology
+
+        return cluster_topology(self.n_atoms, self.element)
+
+    def weights_path(self) -> Path | None:
+        """Returns the path of the trained weights beside the system's file, None if there are none."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{self.name}.safetensors"
+        return path if path.is_file() else None
+
+
+def as_potential(
+    potential: Potential | Callable[..., Any], n_atoms: int = 0, n_dims: int = 0
+) -> Potential:
+    """Returns a Potential: the given one after comparing its size, or a wrapped plain function."""
+    if not isinstance(potential, Potential):
+        if not n_atoms:
+            raise ValueError(
+                "a potential given as a function needs n_atoms (and n_dims, default 3)"
+            )
+        return CallablePotential(potential, n_atoms, n_dims or 3)
+    if n_atoms not in (0, potential.n_atoms) or n_dims not in (0, potential.n_dims):
+        raise ValueError(
+            f"n_atoms={n_atoms}, n_dims={n_dims} disagree with the potential's "
+            f"{potential.n_atoms} atoms in {potential.n_dims} dimensions"
+        )
+    return potential
+
+
+def available_systems() -> list[str]:
+    """Returns the names of the systems that come with the package."""
+    return sorted(path.stem for path in _shipped_folder().glob("*.toml"))
+
+
+def load_system(name_or_path: "str | Path | System") -> System:
+    """Returns a system by its name, by the path of its TOML file, or the given System itself."""
+    if isinstance(name_or_path, System):
+        return name_or_path
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = _shipped_folder() / f"{name_or_path}.toml"
+        if str(name_or_path) not in available_systems():
+            raise ValueError(_unknown_system(str(name_or_path)))
+    if not path.is_file():
+        raise FileNotFoundError(f"no such system file: {path}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a valid TOML file: {error}") from error
+    return _system_from_table(table, path)
+
+
+def _system_from_table(table: dict[str, Any], path: Path) -> System:
+    """Returns the system that a parsed TOML file describes."""
+    settings = dict(table)
+    export = settings.pop("export", {})
+    moments = settings.pop("reference_energy", None)
+    try:
+        potential = _build_potential(settings.pop("potential", {}))
+        return System(
+            name=settings.pop("name", path.stem),
+            potential=potential,
+            reference_energy=ReferenceMoments(**moments) if moments else None,
+            folder=path.parent,
+            **settings,
+            **export,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _build_potential(table: Mapping[str, Any]) -> Potential:
+    """Returns the potential of a `[potential]` table: its `kind` and constructor arguments."""
+    arguments = dict(table)
+    kind = arguments.pop("kind", None)
+    if kind not in POTENTIALS:
+        raise ValueError(
+            f"[potential] kind = {kind!r} is unknown: choose one of {', '.join(POTENTIALS)}"
+        )
+    module, name = POTENTIALS[kind].split(":")
+    return getattr(import_module(module), name)(**arguments)
+
+
+def _unknown_system(name: str) -> str:
+    """Returns the message for an unknown name, with the nearest known one."""
+    names = available_systems()
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return (
+        f"unknown system {name!r}.{suggestion} Available: {', '.join(names)}; "
+        "or give the path of a .toml file"
+    )
+
+
+def _shipped_folder() -> Path:
+    return Path(str(resources.files("boltztilt.systems")))
