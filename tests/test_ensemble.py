@@ -1,0 +1,198 @@
+"""Ensembles against importance sampling between Gaussians, where everything has a closed form."""
+
+import json
+import math
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+
+from boltztilt.energy import CallablePotential
+from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.ensemble import Ensemble, check_output
+from boltztilt.sampling.estimate import Estimate
+from boltztilt.systems.system import System, load_system
+
+STIFFNESS = 1.5
+DOF = 6
+VARIANCE = 1 / STIFFNESS
+LOG_Z = 0.5 * DOF * math.log(2 * math.pi * VARIANCE)
+# Kish's ESS of N(0, v) from N(0, 1) in d dimensions: (v (2 - v))^(d/2).
+ESS = (VARIANCE * (2 - VARIANCE)) ** (DOF / 2)
+
+
+def spring_energy(positions):
+    return 0.5 * STIFFNESS * positions.square().sum(dim=(1, 2))
+
+
+SPRING = System("spring", CallablePotential(spring_energy, 3, 3, mirror_symmetric=True))
+
+
+def importance_sample(n, seed, with_density=True):
+    base = Gaussian(3)
+    positions = base.sample(n, torch.Generator().manual_seed(seed))
+    log_density = base.log_density(positions) if with_density else None
+    info = {"seed": seed, "n_steps": 20, "n_energy": n, "wall_time": 0.5}
+    return Ensemble(positions, spring_energy(positions), log_density, SPRING, info)
+
+
+def test_weights_and_free_energy_agree_with_closed_forms():
+    ensemble = importance_sample(100_000, 0)
+    assert abs(ensemble.ess - ESS) < 0.01
+    assert abs(ensemble.log_z.value - LOG_Z) < 3.5 * ensemble.log_z.error
+    gap = 0.5 * DOF * (STIFFNESS - 1 - math.log(STIFFNESS))
+    assert abs(ensemble.elbo.value - (LOG_Z - gap)) < 3.5 * ensemble.elbo.error
+    assert abs(ensemble.mean_energy().value - DOF / 2) < 3.5 * ensemble.mean_energy().error
+    raw = ensemble.mean_energy(weighted=False)
+    assert abs(raw.value - STIFFNESS * DOF / 2) < 3.5 * raw.error
+
+
+def test_errors_are_the_spread_over_independent_samples():
+    ensembles = [importance_sample(400, seed) for seed in range(200)]
+    truths = {"log_z": LOG_Z, "energy": DOF / 2}
+    estimates = {
+        "log_z": [ensemble.log_z for ensemble in ensembles],
+        "energy": [ensemble.mean(spring_energy, n_bootstrap=50) for ensemble in ensembles],
+    }
+    for name, truth in truths.items():
+        z = torch.tensor([(e.value - truth) / e.error for e in estimates[name]])
+        assert abs(z.mean()) < 0.35, name  # the ratio and the log are biased by O(1/N)
+        assert 0.8 < z.std() < 1.3, name
+
+
+def test_mean_takes_any_observable_and_rejects_wrong_shapes():
+    ensemble = importance_sample(20_000, 1)
+    first = ensemble.mean(lambda x: x[:, 0, 0].square())
+    assert abs(first.value - VARIANCE * 2 / 3) < 3.5 * first.error
+    with pytest.raises(ValueError, match="one number for each of the 20000"):
+        ensemble.mean(lambda x: x.sum(dim=2))
+
+
+def test_structures_without_finite_energy_get_zero_weight():
+    ensemble = importance_sample(1000, 2)
+    ensemble.energies[:3] = torch.tensor([math.inf, math.nan, math.inf])
+    assert (ensemble.weights[:3] == 0).all()
+    assert math.isclose(float(ensemble.weights.sum()), 1.0)
+    assert math.isfinite(ensemble.mean_energy().value)
+    assert ensemble.report()["n_nonfinite"] == 3
+    ensemble.energies[:] = math.inf
+    with pytest.raises(ValueError, match="none of the 1000 structures"):
+        _ = ensemble.weights
+
+
+def test_without_density_weights_are_refused_and_plain_means_are_not():
+    ensemble = importance_sample(100, 3, with_density=False)
+    with pytest.raises(ValueError, match="with_density=True"):
+        _ = ensemble.log_z
+    assert math.isfinite(ensemble.mean_energy(weighted=False).value)
+    assert "ess" not in ensemble.report()
+
+
+def test_resampling_keeps_each_structure_in_proportion_to_its_weight():
+    ensemble = importance_sample(500, 4)
+    drawn = ensemble.resample(5000, seed=1)
+    counts = torch.zeros(500, dtype=torch.float64)
+    for energy in drawn.energies:
+        counts[ensemble.energies == energy] += 1
+    expected = 5000 * ensemble.weights
+    assert ((counts - expected).abs() < 1 + 1e-9).all()
+    assert drawn.info["n_distinct"] == int((counts > 0).sum())
+    assert drawn.log_density is None
+
+
+def test_refining_reaches_the_target_and_counts_energies():
+    ensemble = importance_sample(4000, 5, with_density=False)
+    refined = ensemble.refine(100, seed=0, step_size=0.4)
+    energy = refined.mean_energy(weighted=False)
+    assert abs(energy.value - DOF / 2) < 3.5 * energy.error
+    assert refined.info["n_energy"] == 4000 + 101 * 4000
+    torch.testing.assert_close(refined.energies, spring_energy(refined.positions).double())
+
+
+def test_joining_shards_concatenates_and_adds_costs():
+    shards = [importance_sample(100, seed) for seed in (1, 2)]
+    joined = Ensemble.join(shards)
+    assert len(joined) == 200
+    assert joined.info == {"seed": [1, 2], "n_steps": 20, "n_energy": 200, "wall_time": 1.0}
+    both = torch.cat([shard.log_weights for shard in shards])
+    assert torch.equal(joined.log_weights, both)
+    with pytest.raises(ValueError, match="with and without"):
+        Ensemble.join([shards[0], importance_sample(10, 3, with_density=False)])
+    with pytest.raises(ValueError, match="no ensembles"):
+        Ensemble.join([])
+
+
+def test_mismatched_sizes_are_refused():
+    with pytest.raises(ValueError, match="expected"):
+        Ensemble(torch.zeros(2, 4, 3), torch.zeros(2), None, SPRING)
+    with pytest.raises(ValueError, match="log_density"):
+        Ensemble(torch.zeros(2, 3, 3), torch.zeros(2), torch.zeros(3), SPRING)
+
+
+def test_npz_round_trip_is_exact(tmp_path):
+    ensemble = importance_sample(50, 6)
+    paths = ensemble.save(tmp_path / "spring.npz")
+    assert [path.name for path in paths] == ["spring.npz", "spring.report.json"]
+    loaded = Ensemble.load(paths[0], SPRING)
+    assert torch.equal(loaded.positions, ensemble.positions)
+    assert torch.equal(loaded.log_weights, ensemble.log_weights)
+    assert loaded.info == ensemble.info
+    report = json.loads(paths[1].read_text())
+    assert report["log_z"]["value"] == pytest.approx(ensemble.log_z.value)
+    assert report["n"] == 50
+
+
+@pytest.mark.parametrize("suffix", [".dcd", ".xtc", ".pdb"])
+@pytest.mark.parametrize("name", ["lj13", "dw4"])
+def test_trajectories_open_in_mdtraj_with_the_same_coordinates(tmp_path, suffix, name):
+    system = load_system(name)
+    positions = system.base.sample(7, torch.Generator().manual_seed(0))
+    ensemble = Ensemble(positions, system.potential.energy(positions), None, system)
+    paths = ensemble.save(tmp_path / f"{name}{suffix}")
+    assert all(path.exists() for path in paths)
+    topology = paths[0] if suffix == ".pdb" else tmp_path / f"{name}.pdb"
+    trajectory = mdtraj.load(str(paths[0]), top=str(topology))
+    read = trajectory.xyz[:, :, : system.n_dims] / system.nm_per_length
+    resolution = 1e-6 if suffix == ".dcd" else 6e-4  # nm; xtc and pdb round
+    np.testing.assert_allclose(
+        read, positions.numpy(), atol=resolution / system.nm_per_length, rtol=1e-5
+    )
+    assert torch.equal(Ensemble.load(tmp_path / f"{name}.npz").positions, positions)
+
+
+def test_existing_files_are_kept_unless_overwriting(tmp_path):
+    ensemble = importance_sample(5, 7)
+    ensemble.save(tmp_path / "a.npz")
+    before = (tmp_path / "a.npz").read_bytes()
+    with pytest.raises(FileExistsError, match=r"a\.npz"):
+        importance_sample(5, 8).save(tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_bytes() == before
+    importance_sample(5, 8).save(tmp_path / "a.npz", overwrite=True)
+    assert (tmp_path / "a.npz").read_bytes() != before
+
+
+def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.dcd"):
+        check_output(tmp_path / "a.xyz")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        check_output(tmp_path / "missing" / "a.dcd")
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(ValueError, match="not an .npz file"):
+        Ensemble.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "foreign.npz", positions=np.zeros(3))
+    with pytest.raises(ValueError, match="energies"):
+        Ensemble.load(tmp_path / "foreign.npz")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [
+        (Estimate(-43.0612, 0.0512), "-43.06 ± 0.05"),
+        (Estimate(-43.0612, 0.0151), "-43.061 ± 0.015"),
+        (Estimate(3.25, 12.0), "3 ± 12"),
+        (Estimate(1.5, 0.0), "1.5 ± 0"),
+    ],
+)
+def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
+    assert str(estimate) == words
