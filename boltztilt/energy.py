@@ -59,12 +59,11 @@ class Potential(Protocol):
         return -self.energy(positions)
 
 
+@runtime_checkable
 class BaseDensity(Protocol):
     """A normalised density rho_0 from which the tilt starts."""
 
-    def log_density(
-        self, positions: Float[Tensor, "batch atoms dims"]
-    ) -> Float64[Tensor, "batch"]:
+    def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
         """Returns log rho_0(x)."""
         ...
 
@@ -80,8 +79,6 @@ class CallablePotential(Potential):
         centered: bool = True,
         mirror_symmetric: bool = False,
     ):
-        if not callable(function):
-            raise TypeError(f"a potential must be callable, got {type(function).__name__}")
         if n_atoms < 1 or n_dims < 1:
             raise ValueError(f"n_atoms and n_dims must be positive, got {n_atoms} and {n_dims}")
         self.function = function
@@ -103,7 +100,9 @@ class CallablePotential(Potential):
                 f"({positions.shape[0]},)"
             )
         if not energy.dtype.is_floating_point:
-            raise TypeError(f"the potential must return floating-point energies, not {energy.dtype}")
+            raise TypeError(
+                f"the potential must return floating-point energies, not {energy.dtype}"
+            )
         return energy
 
 

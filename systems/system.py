@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, resources
@@ -95,18 +95,21 @@ class System:
         return cluster_topology(self.n_atoms, self.element)
 
     def weights_path(self) -> Path | None:
-        """Returns the path of the trained weights beside the system's file, None if there are none."""
+        """Returns the path of the trained weights beside the system's file, if there are any."""
         if self.folder is None:
             return None
         path = self.folder / f"{self.name}.safetensors"
         return path if path.is_file() else None
 
 
-def as_potential(
-    potential: Potential | Callable[..., Any], n_atoms: int = 0, n_dims: int = 0
-) -> Potential:
+def as_potential(potential: Any, n_atoms: int = 0, n_dims: int = 0) -> Potential:
     """Returns a Potential: the given one after comparing its size, or a wrapped plain function."""
     if not isinstance(potential, Potential):
+        if not callable(potential):
+            raise TypeError(
+                "potential must be a boltztilt.Potential or a function of positions, got "
+                f"{type(potential).__name__}"
+            )
         if not n_atoms:
             raise ValueError(
                 "a potential given as a function needs n_atoms (and n_dims, default 3)"

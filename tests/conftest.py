@@ -1,0 +1,22 @@
+"""Shapes in the signatures are enforced here and nowhere else; fixtures shared by the tests."""
+
+import sys
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+assert "boltztilt.energy" not in sys.modules, "the import hook has to come first"
+install_import_hook("boltztilt", "beartype.beartype")
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    """Both precisions, one after the other."""
+    return request.param
+
+
+@pytest.fixture
+def generator():
+    """A seeded generator."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,126 @@
+"""Loading systems by name, by file and from a plain function."""
+
+import pytest
+import torch
+
+from boltztilt.energy import CallablePotential
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.potentials.lennard_jones import LennardJones
+from boltztilt.systems.system import System, available_systems, load_system
+from boltztilt.testing import jittered_lattice
+
+
+def spring(positions):
+    return positions.square().sum((1, 2))
+
+
+def write_system(folder, text: str):
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", available_systems())
+def test_every_shipped_system_loads_and_says_its_convention(name):
+    system = load_system(name)
+    assert system.name == name
+    assert system.title
+    assert system.convention.startswith("U = ")
+
+
+def test_lj13_is_the_dem_cluster_on_a_unit_base(generator):
+    system = load_system("lj13")
+    positions = jittered_lattice(13, 3, generator)
+    expected = LennardJones(13, "dem").energy(positions)
+    torch.testing.assert_close(system.potential.energy(positions), expected)
+    assert (system.base.std, system.base.dof, system.base.centered) == (1.0, 36, True)
+    assert system.species == (0,) * 13
+
+
+def test_dw4_has_four_particles_in_the_plane():
+    system = load_system("dw4")
+    assert (system.n_atoms, system.n_dims, system.base.dof) == (4, 2, 6)
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'lj13'.*Available: dw4, lj13"):
+        load_system("lj31")
+
+
+def test_name_like_nothing_lists_what_there_is():
+    with pytest.raises(ValueError, match="unknown system 'zzzzz'. Available"):
+        load_system("zzzzz")
+
+
+def test_file_of_ones_own_is_a_system(tmp_path):
+    path = write_system(
+        tmp_path,
+        'title = "T"\nbase_std = 2.0\nspecies = [0, 0, 1]\n'
+        '[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffness = 5.0\n'
+        '[export]\nelement = "Ne"\n[reference_energy]\nmean = 3.0\nerror = 0.1\nsd = 1.7\n'
+        "[recipe]\nn_steps = 7\n[recipe.network]\nwidth = 8\n",
+    )
+    for system in (load_system(path), load_system(str(path))):
+        assert (system.name, system.title, system.element) == ("mine", "T", "Ne")
+        assert system.potential.stiffness == 5.0
+        assert system.base.std == 2.0
+        assert system.species == (0, 0, 1)
+        assert system.reference_energy.sd == 1.7
+        assert system.recipe == {"n_steps": 7, "network": {"width": 8}}
+
+
+def test_weights_are_found_beside_the_file(tmp_path):
+    path = write_system(tmp_path, '[potential]\nkind = "harmonic"\nn_atoms = 3\n')
+    assert load_system(path).weights_path() is None
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"")
+    assert load_system(path).weights_path() == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "not a valid TOML"),
+        ('[potential]\nkind = "harmonik"\n', "'harmonik' is unknown: choose one of double_well"),
+        ("", "kind = None is unknown"),
+        ('[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffnes = 1.0\n', "stiffnes"),
+        ('colour = 1\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "colour"),
+        ('base_std = -1.0\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "base_std must be pos"),
+        ('species = [0]\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "1 species.*3 atoms"),
+    ],
+)
+def test_bad_file_is_refused_by_name(tmp_path, text, message):
+    path = write_system(tmp_path, text)
+    with pytest.raises(ValueError, match=f"(?s)mine.toml.*{message}"):
+        load_system(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.toml"):
+        load_system(tmp_path / "nowhere.toml")
+
+
+def test_system_is_its_own_load():
+    system = System(name="spring", potential=Harmonic(3))
+    assert load_system(system) is system
+
+
+def test_plain_function_becomes_a_system():
+    system = System(name="spring", potential=spring, n_atoms=5)
+    assert isinstance(system.potential, CallablePotential)
+    assert (system.n_atoms, system.n_dims, system.base.dof) == (5, 3, 12)
+
+
+def test_plain_function_without_its_size_is_refused():
+    with pytest.raises(ValueError, match="needs n_atoms"):
+        System(name="spring", potential=spring)
+
+
+def test_size_that_contradicts_the_potential_is_refused():
+    with pytest.raises(ValueError, match="disagree with the potential's 3 atoms"):
+        System(name="spring", potential=Harmonic(3), n_atoms=4)
+
+
+def test_something_that_is_no_potential_is_refused():
+    with pytest.raises(TypeError, match="got int"):
+        System(name="three", potential=3, n_atoms=4)
