@@ -38,8 +38,8 @@ class System:
 
     Attributes:
         name: short name; shipped weights are found by it.
-        potential: a Potential, or any function of positions `(batch, n_atoms, n_dims)` that
-            returns energies `(batch,)`.
+        potential: a Potential, also when constructed with a plain function of positions
+            `(batch, n_atoms, n_dims)` that returns energies `(batch,)`.
         n_atoms, n_dims: read from the potential, needed only when it is a plain function.
         base_std: standard deviation of the Gaussian base.
         species: one integer per atom; atoms of equal species may be permuted.
@@ -51,7 +51,7 @@ class System:
     """
 
     name: str
-    potential: Potential
+    potential: Any
     n_atoms: int = 0
     n_dims: int = 0
     base_std: float = 1.0
@@ -71,7 +71,7 @@ class System:
             "potential": potential,
             "n_atoms": potential.n_atoms,
             "n_dims": potential.n_dims,
-            "species": tuple(self.species) or (0,) * potential.n_atoms,
+            "species": self.species or (0,) * potential.n_atoms,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -156,6 +156,7 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
         return System(
             name=settings.pop("name", path.stem),
             potential=potential,
+            species=tuple(settings.pop("species", ())),
             reference_energy=ReferenceMoments(**moments) if moments else None,
             folder=path.parent,
             **settings,

@@ -43,12 +43,12 @@ def test_dw4_has_four_particles_in_the_plane():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'lj13'.*Available: dw4, lj13"):
+    with pytest.raises(ValueError, match=r"Did you mean 'lj13'.*Available: dw4, lj13"):
         load_system("lj31")
 
 
 def test_name_like_nothing_lists_what_there_is():
-    with pytest.raises(ValueError, match="unknown system 'zzzzz'. Available"):
+    with pytest.raises(ValueError, match=r"unknown system 'zzzzz'\. Available"):
         load_system("zzzzz")
 
 
@@ -91,12 +91,12 @@ def test_weights_are_found_beside_the_file(tmp_path):
 )
 def test_bad_file_is_refused_by_name(tmp_path, text, message):
     path = write_system(tmp_path, text)
-    with pytest.raises(ValueError, match=f"(?s)mine.toml.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)mine\.toml.*{message}"):
         load_system(path)
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.toml"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         load_system(tmp_path / "nowhere.toml")
 
 
