@@ -34,7 +34,7 @@ class OneLineErrors(TyperGroup):
     """
 
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
         debug = "--debug" in words
         extra["standalone_mode"] = False
         try:
@@ -70,15 +70,16 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing out
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
-def print_version(wanted: bool) -> None:
+def print_version(wanted: bool) -> bool:
+    """Prints the version and ends the program, if that is wanted."""
     if wanted:
         typer.echo(f"boltztilt {__version__}")
         raise typer.Exit
+    return wanted
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def boltztilt(
-    context: typer.Context,
     show_version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
@@ -97,8 +98,6 @@ def boltztilt(
 
     Each command has its own examples: boltztilt sample --help
     """
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()
@@ -198,14 +197,15 @@ def sample(
             solver=solver,
             progress=progress,
         )
+    if density and solver == "rk4":
+        raw.info["integration_error"] = sampler.integration_error(raw)
     rows = console.sample_rows(raw)
     final = raw.resample(n, seed=seed) if resample else raw
     if refine:
         final = final.refine(refine, seed=seed)
         rows.append(("<U> refined", console.energy_words(final.mean_energy(weighted=False))))
-    if density:
-        error = sampler.integration_error(raw)
-        rows.append(("integration error", f"{error:.2g} (rms of log q on halving the step)"))
+    if final is not raw:
+        final.info["sampler"] = raw.report()
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files(final.save(path, overwrite=force))
 

@@ -172,10 +172,12 @@ def print_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def as_words(value: object) -> str:
-    """A value as short text: four digits for a fraction, value ± error for a pair."""
+    """A value as short text: five digits of a number, value ± error of an estimate."""
+    if isinstance(value, dict) and value.keys() == {"value", "error"}:
+        return " ± ".join(as_words(number) for number in value.values())
     if isinstance(value, float):
         return f"{value:.5g}"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_asdict"):
         return ", ".join(as_words(item) for item in value)
     return str(value)
 
@@ -220,6 +222,9 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         rows.append(("<U> raw", raw))
     rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
     rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
+    if "integration_error" in ensemble.info:
+        error = f"{ensemble.info['integration_error']:.2g}, rms change of log q at half the step"
+        rows.append(("integration error", error))
     return rows
 
 
@@ -228,10 +233,10 @@ def energy_words(estimate: Any) -> str:
 
 
 def report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of a report, nested entries joined by dots."""
+    """Names and values of a report; nested entries carry the name of their group."""
     rows = []
     for key, value in report.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value.keys() != {"value", "error"}:
             rows += [(f"{key} {inner}", words) for inner, words in report_rows(value)]
         else:
             rows.append((key.replace("_", " "), as_words(value)))

@@ -1,0 +1,410 @@
+"""The command line, end to end: what it writes, what it refuses, and how it survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from boltztilt import __version__, cli
+from boltztilt.systems.system import load_system
+
+SYSTEM = """
+name = "springs"
+title = "Three atoms on springs"
+convention = "U = 1/2 stiffness sum_i |x_i - mean|^2, kT = 1"
+
+[potential]
+kind = "harmonic"
+n_atoms = 3
+stiffness = 2.0
+"""
+
+
+def boltztilt(*words):
+    """The result of one command run inside this process."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def command(*words):
+    return [sys.executable, "-m", "boltztilt", *(str(word) for word in words)]
+
+
+def spawn(*words):
+    """The finished process of one command."""
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False)
+
+
+def assert_refused(result, *expected):
+    """One clear line on stderr that holds the expected words, exit code 2, no traceback."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("boltztilt: error: ")
+    assert "Traceback" not in result.output
+    for words in expected:
+        assert words.lower() in lines[0].lower()
+
+
+@pytest.fixture(scope="module")
+def system_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("system") / "springs.toml"
+    path.write_text(SYSTEM)
+    return path
+
+
+@pytest.fixture(scope="module")
+def training_words(system_file):
+    """The arguments of a training that takes seconds, all but the run folder."""
+    return ["train", system_file, "--quiet", "--set", "width=16"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(training_words, tmp_path_factory):
+    """A finished, uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "springs"
+    finished = spawn(*training_words, "-o", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.fixture
+def no_computation(monkeypatch):
+    """Fails the test as soon as a sampler is opened."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a sampler was opened before the output was checked")
+
+    monkeypatch.setattr(cli, "open_sampler", refuse)
+
+
+# help and version
+
+
+def test_help_is_fast_and_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from boltztilt.cli import app\n"
+        "try:\n    app(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'numpy', 'mdtraj', 'openmm')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+    def seconds():
+        start = time.perf_counter()
+        assert spawn("--help").returncode == 0
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1.5
+
+
+@pytest.mark.parametrize("verb", ["systems", "info", "sample", "train", "evaluate", "reference"])
+def test_help_of_every_verb_has_an_example(verb):
+    result = boltztilt(verb, "--help")
+    assert result.exit_code == 0
+    assert f"boltztilt {verb}" in result.stdout
+
+
+def test_version():
+    assert boltztilt("--version").stdout == f"boltztilt {__version__}\n"
+    assert spawn("--version").stdout == f"boltztilt {__version__}\n"
+
+
+# systems and info
+
+
+def test_systems_lists_the_shipped_ones():
+    result = boltztilt("systems")
+    assert result.exit_code == 0
+    assert {"lj13", "dw4"} <= set(result.stdout.split())
+
+
+def test_info_states_the_energy_convention(system_file, run_folder):
+    for target in (system_file, run_folder):
+        result = boltztilt("info", target)
+        assert result.exit_code == 0, result.output
+        assert "stiffness sum_i" in " ".join(result.stdout.split())
+
+
+# sample
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".dcd", 1e-6), (".xtc", 6e-4), (".pdb", 6e-5)])
+def test_written_trajectory_opens_in_mdtraj(run_folder, tmp_path, suffix, tolerance):
+    output = tmp_path / f"out{suffix}"
+    result = boltztilt("sample", run_folder, "-n", 5, "-o", output, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    trajectory = mdtraj.load(str(output), top=str(tmp_path / "out.pdb"))
+    with np.load(tmp_path / "out.npz") as saved:
+        expected = saved["positions"] * load_system("lj13").nm_per_length
+        assert saved["log_weights"].shape == (5,)
+    np.testing.assert_allclose(trajectory.xyz, expected, atol=tolerance)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {f"out{suffix}", "out.pdb", "out.npz", "out.report.json"}
+    assert all(name in result.stdout for name in written)
+
+
+def test_sample_prints_the_figures_of_its_report(run_folder, tmp_path):
+    result = boltztilt("sample", run_folder, "-n", 200, "-o", tmp_path / "out.npz")
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert f"{report['ess']:.1%}" in result.stdout
+    for words in ("<U> raw", "<U> reweighted", "log Z", "energy calls", "integration error"):
+        assert words in result.stdout
+
+
+def test_sample_without_density_has_no_weights(run_folder, tmp_path):
+    result = boltztilt("sample", run_folder, "-n", 4, "-o", tmp_path / "out.npz", "--no-density")
+    assert result.exit_code == 0, result.output
+    assert "log Z" not in result.stdout
+
+
+def test_resampled_and_refined_structures_have_the_energy_of_the_target(run_folder, tmp_path):
+    output = tmp_path / "out.npz"
+    options = ["--resample", "--refine", 5, "--quiet"]
+    result = boltztilt("sample", run_folder, "-n", 2000, "-o", output, *options)
+    assert result.exit_code == 0, result.output
+    with np.load(output) as saved:
+        energies = saved["energies"]
+    standard_error = np.sqrt(3.0 / 2000)  # six degrees of freedom: <U> = 3, variance 3
+    assert abs(energies.mean() - 3.0) < 4 * standard_error
+
+
+def test_the_seed_decides_the_sample(run_folder, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        boltztilt("sample", run_folder, "-n", 3, "-o", tmp_path / f"{name}.npz", "--seed", seed)
+    first, same, other = (np.load(tmp_path / f"{name}.npz")["positions"] for name in "abc")
+    np.testing.assert_array_equal(first, same)
+    assert not np.allclose(first, other)
+
+
+def test_sample_lj13_with_shipped_weights(tmp_path):
+    finished = subprocess.run(
+        command("sample", "lj13", "-n", "64", "-o", "lj13.dcd"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    trajectory = mdtraj.load(str(tmp_path / "lj13.dcd"), top=str(tmp_path / "lj13.pdb"))
+    positions = torch.tensor(trajectory.xyz / load_system("lj13").nm_per_length)
+    energies = load_system("lj13").potential.energy(positions)
+    assert -50 < energies.median() < -36
+
+
+# refused input
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sample", "lj31"], "did you mean 'lj13'"),
+        (["info", "lj31"], "did you mean 'lj13'"),
+        (["train", "lj31", "-o", "run"], "did you mean 'lj13'"),
+        (["reference", "lj31", "-o", "r.npz"], "did you mean 'lj13'"),
+        (["evaluate", "lj31"], "did you mean 'lj13'"),
+        (["sample", "lj13", "-n", "0"], "-n"),
+        (["sample", "lj13", "-n", "-5"], "-n"),
+        (["sample", "lj13", "-n", "many"], "-n"),
+        (["sample", "lj13", "--steps", "0"], "--steps"),
+        (["sample", "lj13", "-o", "out.xyz"], ".xyz"),
+        (["sample", "lj13", "-o", "out"], "out"),
+        (["sample", "lj13", "-o", "absent/out.dcd"], "absent"),
+        (["sample", "lj13", "--resample", "--no-density"], "--no-density"),
+        (["sample", "lj13", "--solver", "euler"], "euler"),
+        (["sample", "lj13", "--device", "cuda:77"], "cuda:77"),
+        (["sample", "lj13", "--weights", "absent.safetensors"], "absent.safetensors"),
+        (["sample"], "name"),
+        (["sample", "lj13", "--colour"], "--colour"),
+        (["paint"], "paint"),
+        (["train", "lj13"], "--output"),
+        (["train", "lj13", "-o", "run", "--resume"], "run"),
+        (["train", "lj13", "-o", "run", "--set", "width"], "key=value"),
+        (["train", "lj13", "-o", "run", "--set", "no_such_key=3"], "no_such_key"),
+        (["evaluate", "absent/run"], "absent/run"),
+        (["reference", "lj13", "-o", "out.dcd"], ".npz"),
+        (["reference", "lj13", "-o", "out.npz", "-n", "0"], "-n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line(words, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(boltztilt(*words), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_in_a_real_process():
+    finished = spawn("sample", "lj31")
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.count("\n") == 1
+    assert "lj13" in finished.stderr
+
+
+def test_debug_shows_the_traceback():
+    finished = spawn("sample", "lj31", "--debug")
+    assert "Traceback" in finished.stderr
+    assert "ValueError" in finished.stderr
+
+
+@pytest.mark.parametrize("existing", ["out.dcd", "out.npz", "out.pdb", "out.report.json"])
+def test_existing_output_is_refused_before_sampling(tmp_path, no_computation, existing):
+    (tmp_path / existing).write_text("precious")
+    assert_refused(boltztilt("sample", "lj13", "-o", tmp_path / "out.dcd"), existing, "--force")
+    assert (tmp_path / existing).read_text() == "precious"
+
+
+def test_force_replaces_output(run_folder, tmp_path):
+    (tmp_path / "out.npz").write_text("old")
+    result = boltztilt("sample", run_folder, "-n", 3, "-o", tmp_path / "out.npz", "--force")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "out.npz")["positions"].shape == (3, 3, 3)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder_is_refused_before_sampling(tmp_path, no_computation):
+    tmp_path.chmod(0o500)
+    assert_refused(boltztilt("sample", "lj13", "-o", tmp_path / "out.dcd"), "permission")
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "foreign", "truncated"])
+def test_bad_weights_are_refused(run_folder, tmp_path, content):
+    path = tmp_path / "bad.safetensors"
+    if content == "foreign":
+        save_file({"other.weight": torch.ones(3)}, path)
+    else:
+        whole = (run_folder / "weights.safetensors").read_bytes()
+        path.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[:-100]}[content])
+    output = tmp_path / "out.dcd"
+    assert_refused(
+        boltztilt("sample", "lj13", "-n", 3, "-o", output, "--weights", path, "-q"), "bad"
+    )
+    assert_refused(boltztilt("info", path), "bad")
+    assert not output.exists()
+
+
+def test_a_run_is_not_overwritten(training_words, run_folder):
+    before = (run_folder / "weights.safetensors").read_bytes()
+    assert_refused(boltztilt(*training_words, "-o", run_folder), "--resume", "--force")
+    assert (run_folder / "weights.safetensors").read_bytes() == before
+
+
+# train
+
+
+def test_run_folder_has_recipe_log_checkpoint_and_weights(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert {"recipe.toml", "log.csv", "checkpoint", "weights.safetensors"} <= names
+
+
+def start_training(words, folder, until):
+    """A training process that has got as far as the condition says."""
+    process = subprocess.Popen(
+        command(*words, "-o", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not until():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def assert_same_run(folder, other):
+    """The same weights to the last bit, and the same log but for the clock."""
+    weights, others = (load_file(path / "weights.safetensors") for path in (folder, other))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+    rows, other_rows = (without_seconds(path / "log.csv") for path in (folder, other))
+    assert rows == other_rows
+
+
+def without_seconds(path):
+    header, *rows = (line.split(",") for line in path.read_text().splitlines())
+    clock = header.index("seconds")
+    return [header, *([cell for i, cell in enumerate(row) if i != clock] for row in rows)]
+
+
+def test_a_killed_run_resumes_to_the_same_result(training_words, run_folder, tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(2):
+        resume = ["--resume"] if folder.exists() else []
+        before = checkpoint_time(folder)
+        process = start_training(
+            [*training_words, *resume],
+            folder,
+            lambda before=before: checkpoint_time(folder) > before,
+        )
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    finished = spawn(*training_words, "-o", folder, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(folder, run_folder)
+
+
+def checkpoint_time(folder):
+    path = folder / "checkpoint" / "state.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_an_interrupted_run_says_how_to_resume(training_words, run_folder, tmp_path):
+    folder = tmp_path / "run"
+    process = start_training(training_words, folder, lambda: checkpoint_time(folder) > 0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert f"-o {folder} --resume" in errors
+    assert "Traceback" not in errors
+    finished = spawn(*training_words, "-o", folder, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(folder, run_folder)
+
+
+# reference and evaluate
+
+
+def test_evaluate_makes_and_keeps_a_reference(run_folder, tmp_path):
+    folder = tmp_path / "evaluation"
+    result = boltztilt("evaluate", run_folder, "-n", 200, "-o", folder, "-q")
+    assert result.exit_code == 0, result.output
+    assert (folder / "reference.npz").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["n"] == 200
+    assert list((folder / "plots").glob("*.png"))
+    kept = (folder / "reference.npz").read_bytes()
+    assert boltztilt("evaluate", run_folder, "-n", 200, "-o", folder, "-q").exit_code == 0
+    assert (folder / "reference.npz").read_bytes() == kept
+
+
+def test_evaluate_refuses_a_foreign_reference(run_folder, tmp_path):
+    np.savez(tmp_path / "other.npz", numbers=np.ones(3))
+    words = ["evaluate", run_folder, "-o", tmp_path / "out", "--reference", tmp_path / "other.npz"]
+    assert_refused(boltztilt(*words), "other.npz")
+
+
+def test_a_missing_extra_is_named(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_refused(
+        boltztilt("evaluate", run_folder, "-n", 50, "-o", tmp_path / "out", "-q"), "plot"
+    )
+
+
+def test_reference_is_written_and_not_overwritten(system_file, tmp_path):
+    output = tmp_path / "reference.npz"
+    words = ["reference", system_file, "-n", 100, "-o", output, "-q"]
+    result = boltztilt(*words)
+    assert result.exit_code == 0, result.output
+    assert "virial" in result.stdout
+    assert np.load(output)["positions"].shape == (100, 3, 3)
+    assert_refused(boltztilt(*words), "reference.npz", "--force")
