@@ -67,13 +67,12 @@ class MessageLayer(nn.Module):
             nn.Linear(n_hidden, n_hidden),
             nn.SiLU(),
         )
-        self.stretch = nn.Sequential(
-            nn.Linear(n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, 1, bias=False)
-        )
+        last = nn.Linear(n_hidden, 1, bias=False)
+        nn.init.xavier_uniform_(last.weight, gain=0.001)
+        self.stretch = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), last)
         self.update = nn.Sequential(
             nn.Linear(2 * n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden)
         )
-        nn.init.xavier_uniform_(self.stretch[-1].weight, gain=0.001)
 
     def forward(
         self,
