@@ -62,7 +62,8 @@ def test_harmonic_energy_has_exact_mean_and_variance(kernel, centered):
     # U is Gamma(dof/2): variance dof/2, fourth central moment 3 (dof/2)² + 3 dof.
     spread = math.sqrt(((dof / 2) ** 2 * 2 + 3 * dof) / N_CHAINS)
     z_variance = (energies.var() - dof / 2) / spread
-    assert abs(z_mean) < 3.5 and abs(z_variance) < 3.5
+    assert abs(z_mean) < 3.5
+    assert abs(z_variance) < 3.5
 
 
 def test_mala_balances_in_detail_where_the_drift_is_truncated():
@@ -143,7 +144,7 @@ def test_same_seed_same_chains(kernel):
     [
         (lambda p, x, step, g: random_walk(p, x, 100, step, g), 0.25),
         (lambda p, x, step, g: mala(p, x, 100, step, g), 0.6),
-        (lambda p, x, step, g: hmc(p, x, 100, step, 3, g), 0.8),
+        (lambda p, x, step, g: hmc(p, x, 50, step, 3, g), 0.8),
     ],
 )
 @pytest.mark.parametrize("step_size", [1e-3, 10.0])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from boltztilt.energy import CountedPotential
@@ -30,16 +30,17 @@ class Ensemble:
     """Structures drawn from a sampler, with their energies and exact log-densities.
 
     Attributes:
-        positions: in the units of the system, on the CPU.
-        energies: U(x) in kT.
-        log_density: log q(x) of the law they were drawn from, None if it was not computed.
+        positions: `(batch, atoms, dims)` in the units of the system, on the CPU.
+        energies: U(x) in kT, `(batch,)`, float64.
+        log_density: log q(x) of the law they were drawn from, `(batch,)`, float64; None if it was
+            not computed.
         system: what was sampled.
         info: how they were made: seed, n_steps, solver, wall_time (s), n_energy, ...
     """
 
-    positions: Float[Tensor, "batch atoms dims"]
-    energies: Float64[Tensor, "batch"]
-    log_density: Float64[Tensor, "batch"] | None
+    positions: Tensor
+    energies: Tensor
+    log_density: Tensor | None
     system: System
     info: dict[str, Any] = field(default_factory=dict)
 

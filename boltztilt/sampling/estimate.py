@@ -32,7 +32,7 @@ def bootstrap(
 ) -> Estimate:
     """The statistic of all `n` samples and its standard deviation over resampled indices.
 
-    `statistic` maps indices into the samples to a scalar.
+    `statistic` maps indices into the samples to a scalar. Without replicas the error is NaN.
 
     Reference: Efron (1979), Bootstrap methods: another look at the jackknife,
         doi:10.1214/aos/1176344552.
@@ -42,7 +42,10 @@ def bootstrap(
     replicas = [
         float(statistic(torch.randint(n, (n,), generator=generator))) for _ in range(n_bootstrap)
     ]
-    return Estimate(value, float(torch.tensor(replicas, dtype=torch.float64).std()))
+    error = (
+        float(torch.tensor(replicas, dtype=torch.float64).std()) if n_bootstrap > 1 else math.nan
+    )
+    return Estimate(value, error)
 
 
 def weighted_mean(

@@ -21,7 +21,7 @@ from boltztilt.geometry import remove_mean
 
 @dataclass(frozen=True)
 class ChainState:
-    """Where the chains stand, and how they moved: `acceptance` is the mean over steps and chains."""
+    """Where the chains stand and how they moved; `acceptance` is a mean over steps and chains."""
 
     positions: Float[Tensor, "batch atoms dims"]
     energies: Float64[Tensor, "batch"]
@@ -146,7 +146,7 @@ def _run(
     generator: torch.Generator,
     target_acceptance: float | None,
 ) -> ChainState:
-    """The state after `n_steps`; a target adapts log step_size by Robbins-Monro across the batch."""
+    """The state after `n_steps`; given a target, log step_size adapts to it by Robbins-Monro."""
     step_size, total = state.step_size, 0.0
     for step in range(n_steps):
         state, acceptance = _metropolis(state, propose(state, step_size), generator)

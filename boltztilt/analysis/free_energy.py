@@ -1,0 +1,72 @@
+"""Free energies: log Z from both directions of a flow, and from annealed Markov chains."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from boltztilt.analysis.annealing import anneal
+from boltztilt.sampling.estimate import Estimate, log_mean_exp
+from boltztilt.systems.system import System
+
+NEGLIGIBLE_WORK = 500.0  # kT: exp(-500) adds nothing; pymbar's error bar overflows above 700
+
+
+def bar(
+    forward_log_weights: Float64[Tensor, "forward"], reverse_log_weights: Float64[Tensor, "reverse"]
+) -> Estimate:
+    """log Z by Bennett's acceptance ratio, from log w at samples of q and at samples of the target.
+
+    log w = -U - log q in both. Samples of infinite energy belong here: they carry no overlap, but
+    count.
+
+    Reference: Bennett (1976), doi:10.1016/0021-9991(76)90078-4; computed by pymbar, Shirts &
+        Chodera (2008), doi:10.1063/1.2978177.
+    """
+    try:
+        from pymbar import other_estimators
+    except ImportError as error:
+        raise ImportError(
+            "Bennett's acceptance ratio needs pymbar: pip install 'boltztilt[analysis]'"
+        ) from error
+    centre = log_mean_exp(forward_log_weights, n_bootstrap=0).value
+    works = (centre - forward_log_weights, reverse_log_weights - centre)
+    forward, reverse = (work.clamp(max=NEGLIGIBLE_WORK).numpy() for work in works)
+    result = other_estimators.bar(forward, reverse)
+    return Estimate(centre - float(result["Delta_f"]), float(result["dDelta_f"]))
+
+
+def tempered_log_z(
+    system: System,
+    n_chains: int = 2000,
+    n_groups: int = 8,
+    seed: int = 0,
+    cess: float = 0.9,
+    n_steps: int = 10,
+    n_leapfrog: int = 5,
+) -> Estimate:
+    """log of the configuration integral of exp(-U), from annealed chains alone.
+
+    The chains walk along U_a = -(1 - a) log rho_0 + a U from the Gaussian base to the target; the
+    error is that of the mean over independent groups of chains.
+    """
+    if n_groups < 2 or n_chains < 2 * n_groups:
+        raise ValueError(
+            f"{n_chains} chains in {n_groups} groups: give at least 2 groups of 2 chains"
+        )
+    annealed = anneal(
+        system.potential,
+        system.base,
+        n_chains // n_groups * n_groups,
+        torch.Generator().manual_seed(seed),
+        n_groups=n_groups,
+        cess=cess,
+        n_steps=n_steps,
+        n_leapfrog=n_leapfrog,
+    )
+    groups = annealed.log_z
+    value = groups.logsumexp(0) - math.log(n_groups)
+    return Estimate(float(value), float(groups.std()) / math.sqrt(n_groups))

@@ -1,0 +1,210 @@
+"""Distances between an ensemble and a reference, effective sample sizes, likelihood bounds.
+
+Every distance comes with its noise floor: the same distance between two independent draws of the
+reference. A sampler cannot be told from the target once it stands at the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from boltztilt.geometry import align, pair_indices, remove_mean
+from boltztilt.sampling.estimate import Estimate, weighted_mean
+
+
+def kish_ess(log_weights: Float[Tensor, "batch"]) -> float:
+    """Kish's effective sample size of samples of q, as a fraction: (sum w)² / (N sum w²).
+
+    Blind to what q misses altogether; see `forward_ess`.
+
+    Reference: Kish (1965), Survey Sampling.
+    """
+    log_weights = log_weights.double()
+    log_ess = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
+    return float(log_ess.exp()) / len(log_weights)
+
+
+def forward_ess(reference_log_weights: Float[Tensor, "batch"]) -> float:
+    """The effective sample size of q as a fraction, from samples of the target p.
+
+    With w = p/q up to a constant, ESS = 1 / (E_p[w] E_p[1/w]): small where q misses what p has.
+
+    Reference: Midgley et al. (2023), Flow annealed importance sampling bootstrap, appendix on the
+        forward ESS, https://arxiv.org/abs/2208.01893
+    """
+    log_weights = reference_log_weights.double()
+    n = torch.tensor(float(len(log_weights)), dtype=torch.float64)
+    log_product = log_weights.logsumexp(0) + (-log_weights).logsumexp(0) - 2 * n.log()
+    return float((-log_product).exp())
+
+
+def elbo(log_weights: Float64[Tensor, "batch"]) -> Estimate:
+    """E_q[log w] <= log Z, from samples of q."""
+    return weighted_mean(log_weights)
+
+
+def eubo(reference_log_weights: Float64[Tensor, "batch"]) -> Estimate:
+    """E_p[log w] >= log Z, from samples of the target p."""
+    return weighted_mean(reference_log_weights)
+
+
+def energy_wasserstein(
+    first: Float[Tensor, "first"],
+    second: Float[Tensor, "second"],
+    first_weights: Float[Tensor, "first"] | None = None,
+    second_weights: Float[Tensor, "second"] | None = None,
+    order: int = 2,
+) -> float:
+    """The Wasserstein distance of two sets of numbers, such as energies in kT.
+
+    W_p = (∫ |F⁻¹(u) - G⁻¹(u)|^p du)^(1/p), exact for weighted samples. Infinite where a value of
+    positive weight is.
+    """
+    first, first_levels = _quantiles(first, first_weights)
+    second, second_levels = _quantiles(second, second_weights)
+    if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
+        return float("inf")
+    levels = torch.cat([first_levels, second_levels]).sort().values
+    masses = levels.diff(prepend=levels.new_zeros(1))
+    middles = levels - 0.5 * masses
+    gaps = _value_at(first, first_levels, middles) - _value_at(second, second_levels, middles)
+    return float((masses * gaps.abs() ** order).sum() ** (1 / order))
+
+
+def pair_distances(
+    positions: Float[Tensor, "batch atoms dims"],
+) -> Float[Tensor, "batch pairs"]:
+    """Distances of all pairs i < j."""
+    first, second = pair_indices(positions.shape[1], positions.device)
+    return (positions[:, first] - positions[:, second]).norm(dim=-1)
+
+
+def pair_distance_wasserstein(
+    first: Float[Tensor, "first atoms dims"],
+    second: Float[Tensor, "second atoms dims"],
+    first_weights: Float[Tensor, "first"] | None = None,
+    second_weights: Float[Tensor, "second"] | None = None,
+    order: int = 1,
+) -> float:
+    """The Wasserstein distance of the distributions of all pair distances, in length units."""
+    distances = [pair_distances(positions) for positions in (first, second)]
+    weights = [
+        None if given is None else given[:, None].expand_as(values).flatten()
+        for given, values in zip((first_weights, second_weights), distances, strict=True)
+    ]
+    return energy_wasserstein(distances[0].flatten(), distances[1].flatten(), *weights, order=order)
+
+
+def radial_distribution(
+    positions: Float[Tensor, "batch atoms dims"],
+    edges: Float[Tensor, "edges"],
+    weights: Float[Tensor, "batch"] | None = None,
+) -> Float64[Tensor, "bins"]:
+    """The probability density of the pair distance in each bin, per unit of length.
+
+    A finite cluster has no bulk density to divide by: the density integrates to one.
+    """
+    distances = pair_distances(positions).double().cpu()
+    if weights is None:
+        weights = torch.ones(len(distances), dtype=torch.float64)
+    mass = weights.double()[:, None].expand_as(distances).flatten()
+    counts = torch.histogram(distances.flatten(), edges.double(), weight=mass).hist
+    return counts / (mass.sum() * edges.double().diff())
+
+
+def short_pairs(
+    positions: Float[Tensor, "batch atoms dims"], cutoff: float = 4.0
+) -> Int64[Tensor, "batch"]:
+    """The number of pairs nearer than the cutoff."""
+    return (pair_distances(positions) < cutoff).sum(dim=1)
+
+
+def short_pair_occupancy(
+    positions: Float[Tensor, "batch atoms dims"],
+    weights: Float64[Tensor, "batch"] | None = None,
+    counts: Sequence[int] = (2, 3, 4, 5),
+    cutoff: float = 4.0,
+) -> dict[int, Estimate]:
+    """The fraction of configurations with each number of short pairs (the modes of DW-4)."""
+    found = short_pairs(positions, cutoff)
+    return {count: weighted_mean((found == count).double(), weights) for count in counts}
+
+
+def geometric_wasserstein(
+    first: Float[Tensor, "first atoms dims"],
+    second: Float[Tensor, "second atoms dims"],
+    species: Sequence[int],
+    n: int = 100,
+    seed: int = 0,
+    allow_reflection: bool = True,
+) -> float:
+    """The W2 distance of configurations, each pair rotated and permuted onto each other first.
+
+    Of `n` configurations of each set. A sanity check: clusters differ so much from each other
+    that even a poor sampler stands near the noise floor.
+
+    Reference: optimal transport is solved exactly by POT, Flamary et al. (2021),
+        https://www.jmlr.org/papers/v22/20-451.html
+    """
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError(
+            "the geometric Wasserstein distance needs POT: pip install 'boltztilt[analysis]'"
+        ) from error
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = (
+        remove_mean(x[torch.randperm(len(x), generator=generator)[:n]]) for x in (first, second)
+    )
+    mobile = rows.repeat_interleave(len(columns), dim=0)
+    target = columns.repeat(len(rows), 1, 1)
+    kinds = torch.as_tensor(tuple(species))
+    moved = align(mobile, target, kinds, allow_reflection)
+    cost = (moved - target).double().square().sum(dim=(1, 2)).reshape(len(rows), len(columns))
+    return float(ot.emd2([], [], cost.numpy())) ** 0.5
+
+
+def noise_floor(
+    metric: Callable[[Tensor, Tensor], float],
+    reference: Float[Tensor, "batch ..."],
+    n: int,
+    n_repeats: int = 10,
+    seed: int = 0,
+) -> Estimate:
+    """The metric between two independent draws of the reference: `n` and as many as it holds.
+
+    The value is the mean over repeated draws (with replacement), the error their standard
+    deviation: what one comparison can show by chance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = len(reference)
+    values = torch.tensor(
+        [
+            metric(
+                reference[torch.randint(size, (n,), generator=generator)],
+                reference[torch.randint(size, (size,), generator=generator)],
+            )
+            for _ in range(n_repeats)
+        ],
+        dtype=torch.float64,
+    )
+    return Estimate(float(values.mean()), float(values.std()))
+
+
+def _quantiles(values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sorted values of positive weight and the cumulative weight up to each, ending at 1."""
+    values = values.double()
+    weights = torch.ones_like(values) if weights is None else weights.double()
+    values, weights = values[weights > 0], weights[weights > 0]
+    values, order = values.sort()
+    levels = weights[order].cumsum(0)
+    return values, levels / levels[-1]
+
+
+def _value_at(values: Tensor, levels: Tensor, at: Tensor) -> Tensor:
+    """The quantile function at the given levels."""
+    return values[torch.searchsorted(levels, at).clamp(max=len(values) - 1)]

@@ -1,0 +1,76 @@
+"""Free energies as z-scores against closed forms: the value and its error bar."""
+
+import math
+
+import pytest
+import torch
+
+from boltztilt.analysis.annealing import anneal, next_step
+from boltztilt.analysis.free_energy import bar, tempered_log_z
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.systems.system import System
+
+
+def gaussian_log_weights(n, seed, std, log_z):
+    """log w of exp(log_z) N(0, 1) against N(0, std²), at samples of each."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, n, generator=generator, dtype=torch.float64)
+    samples = noise * torch.tensor([[std], [1.0]], dtype=torch.float64)
+    return log_z - 0.5 * samples.square() + 0.5 * (samples / std).square() + math.log(std)
+
+
+def test_bar_finds_log_z_with_honest_errors():
+    pytest.importorskip("pymbar")
+    log_z = -2.0
+    estimates = [bar(*gaussian_log_weights(500, seed, 2.0, log_z)) for seed in range(100)]
+    z = torch.tensor([(estimate.value - log_z) / estimate.error for estimate in estimates])
+    assert abs(z.mean()) < 0.35
+    assert 0.8 < z.std() < 1.25
+
+
+def test_bar_survives_samples_of_infinite_energy():
+    pytest.importorskip("pymbar")
+    forward, reverse = gaussian_log_weights(4000, 0, 1.5, 1.0)
+    # One sample in five of a wider q falls where the target is forbidden: w = 0 there.
+    padded = torch.cat([forward + math.log(1.25), torch.full((1000,), -math.inf)])
+    estimate = bar(padded, reverse + math.log(1.25))
+    assert abs(estimate.value - 1.0) < 3.5 * estimate.error
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_annealed_chains_give_log_z_of_a_harmonic_well(centered):
+    potential = Harmonic(4, stiffness=9.0, centered=centered)
+    system = System("well", potential)
+    estimates = [
+        tempered_log_z(system, n_chains=400, n_groups=8, n_steps=3, n_leapfrog=3, seed=seed)
+        for seed in range(8)
+    ]
+    z = torch.tensor([(e.value - potential.log_z) / e.error for e in estimates])
+    assert abs(z.mean()) < 3.5 / math.sqrt(8) * 1.2
+    assert max(e.error for e in estimates) < 0.3
+
+
+def test_annealed_chains_arrive_at_the_target():
+    potential = Harmonic(3, stiffness=4.0)
+    system = System("well", potential)
+    generator = torch.Generator().manual_seed(1)
+    annealed = anneal(potential, system.base, 2000, generator)
+    energies = potential.energy(annealed.positions).double()
+    assert abs(energies.mean() - 3.0) < 4 * math.sqrt(3.0 / 2000)
+    assert annealed.tilts[0] == 0.0
+    assert annealed.tilts[-1] == 1.0
+
+
+def test_next_step_keeps_the_requested_effective_sample_size():
+    rewards = 50 * torch.randn(1000, generator=torch.Generator().manual_seed(2)).double()
+    step = next_step(rewards, 1.0, 0.8)
+    weights = (step * rewards).softmax(0)
+    assert 1 / (1000 * float(weights.square().sum())) == pytest.approx(0.8, abs=1e-6)
+    assert next_step(rewards * 1e-3, 0.25, 0.8) == 0.25
+    with pytest.raises(ValueError, match="finite energy"):
+        next_step(torch.full((3,), -math.inf, dtype=torch.float64), 1.0, 0.8)
+
+
+def test_too_few_chains_are_refused():
+    with pytest.raises(ValueError, match="groups"):
+        tempered_log_z(System("well", Harmonic(3)), n_chains=4, n_groups=4)
