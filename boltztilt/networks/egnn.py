@@ -61,12 +61,11 @@ class MessageLayer(nn.Module):
 
     def __init__(self, n_hidden: int):
         super().__init__()
-        self.message = nn.Sequential(
-            nn.Linear(2 * n_hidden + 1, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_hidden),
-            nn.SiLU(),
-        )
+        # the first linear map of the message, applied to its three inputs before they meet
+        self.from_own = nn.Linear(n_hidden, n_hidden)
+        self.from_other = nn.Linear(n_hidden, n_hidden, bias=False)
+        self.from_square = nn.Linear(1, n_hidden, bias=False)
+        self.message = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, n_hidden), nn.SiLU())
         last = nn.Linear(n_hidden, 1, bias=False)
         nn.init.xavier_uniform_(last.weight, gain=0.001)
         self.stretch = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), last)
@@ -83,10 +82,9 @@ class MessageLayer(nn.Module):
         n_atoms = positions.shape[1]
         separations = positions[:, :, None] - positions[:, None]
         squares = separations.square().sum(-1, keepdim=True)
-        own = features[:, :, None].expand(-1, -1, n_atoms, -1)
-        other = features[:, None].expand(-1, n_atoms, -1, -1)
+        meeting = self.from_own(features)[:, :, None] + self.from_other(features)[:, None]
         others = 1.0 - torch.eye(n_atoms, dtype=positions.dtype, device=positions.device)
-        messages = self.message(torch.cat([own, other, squares], dim=-1)) * others[..., None]
+        messages = self.message(meeting + self.from_square(squares)) * others[..., None]
         # the tiny offset keeps the derivative finite on the diagonal, where nothing moves
         strengths = self.stretch(messages) / ((squares + 1e-12).sqrt() + 1.0)
         moved = positions + (strengths * separations).sum(2)
