@@ -323,7 +323,7 @@ def resume_command(name: str, folder: Path) -> str:
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run folder, a system or a weights file.")],
-    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=2)] = 10_000,
+    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=4)] = 10_000,
     reference: Annotated[
         Path | None,
         typer.Option(help="Samples of the target (.npz). Default: the one kept in the folder."),
@@ -384,7 +384,7 @@ def find_reference(
 def reference(
     name: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")],
-    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=2)] = 10_000,
+    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=4)] = 10_000,
     seed: Seed = 0,
     force: Force = False,
     quiet: Quiet = False,

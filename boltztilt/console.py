@@ -151,7 +151,7 @@ def print_files(paths: Sequence[Path]) -> None:
     """Prints one line for each written file, with its size."""
     console = standard_output()
     for path in paths:
-        console.print(Text(f"wrote {path} ({file_size(path.stat().st_size)})"))
+        console.print(Text(f"wrote {path} ({file_size(float(path.stat().st_size))})"))
 
 
 def file_size(n_bytes: float) -> str:
