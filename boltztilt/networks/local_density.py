@@ -1,0 +1,265 @@
+"""The local-density velocity field: one message deep, so that its exact divergence costs O(n²).
+
+Every atom sees the others only through its own edges. Moving atom i therefore changes the features
+of another atom j through the single edge (i, j), and the trace of the Jacobian needs one directional
+derivative per edge instead of one Jacobian-vector product per coordinate.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from boltztilt.geometry import remove_mean
+from boltztilt.networks.harmonics import harmonics, softened_length
+from boltztilt.networks.pair_layout import PairLayout
+from boltztilt.networks.radial import WarpedBumps
+from boltztilt.networks.time_features import TimeFeatures
+
+SOFTENING = 0.1
+"""Distance, in units of the core, below which angular features fade."""
+
+
+class PairGeometry(NamedTuple):
+    """Vectors x_i - x_j of all pairs i < j, their lengths and softened harmonics by degree."""
+
+    vectors: Float[Tensor, "batch pairs 3"]
+    distances: Float[Tensor, "batch pairs"]
+    softened: Float[Tensor, "batch pairs"]
+    harmonics: list[Tensor]
+
+
+class NodeFeatures(NamedTuple):
+    """What an atom sends to its edges: an embedding, gates of the output, weights of vectors."""
+
+    pre_activation: Float[Tensor, "batch atoms hidden"]
+    embedding: Float[Tensor, "batch atoms hidden"]
+    gates: Float[Tensor, "batch atoms hidden"]
+    vector_weights: Float[Tensor, "batch atoms channels"]
+
+
+class EdgeActivations(NamedTuple):
+    """Pre-activations of the two layers of the edge perceptron and its output."""
+
+    first: Float[Tensor, "batch pairs hidden"]
+    second: Float[Tensor, "batch pairs hidden"]
+    output: Float[Tensor, "batch pairs hidden"]
+
+
+class TimeModulation(NamedTuple):
+    """Scales and shifts of hidden layers, and gates of the output, set by the time."""
+
+    node_scale: Float[Tensor, "batch 1 hidden"]
+    node_shift: Float[Tensor, "batch 1 hidden"]
+    edge_scale: Float[Tensor, "batch 1 hidden"]
+    edge_shift: Float[Tensor, "batch 1 hidden"]
+    gates: Float[Tensor, "batch 1 hidden"]
+
+
+class LocalDensityField(nn.Module):
+    """Velocity of identical atoms that turns, reflects, shifts and permutes with them.
+
+    With u = (x_i - x_j) / softened distance, and learned radial functions R of the distance,
+
+        A_i^lcm = sum_j R_lc(d_ij) Y_lm(u_ij)          density of neighbours around atom i
+        p_i     = A_i^0, sum_m A_i^lcm (A_i^l M_l)^cm    its rotation invariants
+        B_ij^lc = sum_m Y_lm(u_ij) A_i^lcm              the density of i seen along the edge
+        z_ij    = MLP(d_ij, h(p_i) + h(p_j), B_ij + B_ji, t)   symmetric in i and j
+        v_i     = sum_j <z_ij, q(p_i, t)> (x_i - x_j) + sum_c psi_c(p_i, t) A_i^1c
+
+    The velocity is `skip(t) x + c(t) (v - mean v)`, where the skip is the exact field between two
+    equal Gaussians and c(t) = (1-t) / sqrt((1-t)² + noise_scale²) switches the network off where
+    the data already are at rest. Two-dimensional positions are padded with zeros.
+
+    Args:
+        n_hidden: width of the perceptrons of atoms and edges.
+        n_channels: channels of the density for each degree.
+        max_degree: largest degree l of the spherical harmonics, at least 1.
+        n_radial: number of radial functions.
+        core, spread, reach: shape of the radial axis, see `WarpedBumps`.
+        noise_scale: amount of noise 1 - t below which the learned part fades.
+
+    Reference:
+        R. Drautz (2019), Atomic cluster expansion for accurate and transferable interatomic
+        potentials, https://doi.org/10.1103/PhysRevB.99.014104 (the density A and its invariants).
+    """
+
+    def __init__(
+        self,
+        n_hidden: int = 64,
+        n_channels: int = 16,
+        max_degree: int = 2,
+        n_radial: int = 32,
+        core: float = 1.0,
+        spread: float = 0.4,
+        reach: float = 6.0,
+        noise_scale: float = 0.08,
+    ) -> None:
+        super().__init__()
+        if max_degree < 1 or n_hidden < 1 or n_channels < 1:
+            raise ValueError(
+                f"the local-density field needs max_degree, n_hidden and n_channels of at least 1, "
+                f"got {max_degree=}, {n_hidden=}, {n_channels=}"
+            )
+        self.n_channels, self.max_degree = n_channels, max_degree
+        self.softening = SOFTENING * core
+        self.noise_scale = noise_scale
+        n_densities = n_channels * (max_degree + 1)
+        self.basis = WarpedBumps(n_radial, core, spread, reach)
+        self.radial = nn.Linear(n_radial, n_densities, bias=False)
+        self.mixing = nn.Parameter(
+            torch.randn(max_degree + 1, n_channels, n_channels) / math.sqrt(n_channels)
+        )
+        self.time_features = TimeFeatures(n_hidden)
+        self.modulation = nn.Linear(n_hidden, 5 * n_hidden)
+        self.node_input = nn.Linear(n_channels + n_densities, n_hidden)
+        self.node_embedding = nn.Linear(n_hidden, n_hidden)
+        self.node_gates = nn.Linear(n_hidden, n_hidden)
+        self.node_vectors = nn.Linear(n_hidden, n_channels)
+        self.edge_radial = nn.Linear(n_radial, n_hidden)
+        self.edge_densities = nn.Linear(n_densities, n_hidden, bias=False)
+        self.edge_hidden = nn.Linear(n_hidden, n_hidden)
+        self.output = nn.Parameter(0.3 * torch.randn(n_hidden) / math.sqrt(n_hidden))
+
+    def forward(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The velocity of each configuration at its time."""
+        layout = PairLayout.of(positions)
+        geometry = self.pair_geometry(positions, layout)
+        basis = self.basis(geometry.distances)
+        densities = self.densities(self.radial(basis), geometry, layout)
+        modulation = self.modulate(times)
+        nodes = self.node_features(densities, modulation)
+        projections = self.projections(densities, geometry, layout)
+        edges = self.edge_activations(basis, projections, nodes, modulation, layout)
+        pair_factors = self.pair_factors(edges, nodes, modulation, layout)
+        return self.velocity(times, positions, pair_factors, nodes, densities, geometry, layout)
+
+    def velocity_and_divergence(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
+        """The velocity and its exact divergence at the cost of a few evaluations."""
+        from boltztilt.networks.local_density_divergence import velocity_and_divergence
+
+        return velocity_and_divergence(self, times, positions)
+
+    def pair_geometry(self, positions: Tensor, layout: PairLayout) -> PairGeometry:
+        """Vectors, distances and harmonics of all pairs, in three dimensions."""
+        padded = nn.functional.pad(positions, (0, 3 - positions.shape[-1]))
+        vectors = layout.difference(padded)
+        distances = vectors.square().sum(-1).clamp(min=1e-20).sqrt()
+        softened = softened_length(distances, self.softening)
+        directions = vectors / softened.unsqueeze(-1)
+        by_degree = [harmonics(directions, degree) for degree in range(self.max_degree + 1)]
+        return PairGeometry(vectors, distances, softened, by_degree)
+
+    def densities(
+        self, radial: Float[Tensor, "batch pairs densities"], geometry: PairGeometry, layout: PairLayout
+    ) -> list[Float[Tensor, "batch atoms channels orders"]]:
+        """A_i by degree, each scaled to a variance of order one for a dozen neighbours."""
+        by_degree = []
+        for degree, (values, angular) in enumerate(
+            zip(radial.split(self.n_channels, -1), geometry.harmonics, strict=True)
+        ):
+            messages = (values.unsqueeze(-1) * angular.unsqueeze(-2)).flatten(2)
+            density = layout.gather_to_atoms(messages, odd=degree % 2 == 1)
+            by_degree.append(
+                DENSITY_SCALE * density.unflatten(-1, (self.n_channels, 2 * degree + 1))
+            )
+        return by_degree
+
+    def modulate(self, times: Float[Tensor, "batch"]) -> TimeModulation:
+        """Scales, shifts and gates of all layers at the given times."""
+        return TimeModulation(*self.modulation(self.time_features(times))[:, None].chunk(5, -1))
+
+    def node_features(self, densities: list[Tensor], modulation: TimeModulation) -> NodeFeatures:
+        """Embedding, gates and vector weights of every atom."""
+        invariants = [densities[0].squeeze(-1)]
+        for degree, density in enumerate(densities):
+            mixed = torch.einsum("bncm,cd->bndm", density, self.mixing[degree])
+            invariants.append((density * mixed).sum(-1) / (2 * degree + 1))
+        linear = self.node_input(torch.cat(invariants, -1))
+        pre_activation = linear * (1 + modulation.node_scale) + modulation.node_shift
+        hidden = silu(pre_activation)
+        return NodeFeatures(
+            pre_activation,
+            self.node_embedding(hidden),
+            self.node_gates(hidden),
+            self.node_vectors(hidden),
+        )
+
+    def projections(
+        self, densities: list[Tensor], geometry: PairGeometry, layout: PairLayout
+    ) -> Float[Tensor, "batch pairs densities"]:
+        """B_ij + B_ji, the densities of both ends seen along the edge, by degree and channel."""
+        by_degree = []
+        for degree, (density, angular) in enumerate(
+            zip(densities, geometry.harmonics, strict=True)
+        ):
+            both_ends = layout.sum_ends(density.flatten(2), odd=degree % 2 == 1)
+            both_ends = both_ends.unflatten(-1, density.shape[2:])
+            projection = (both_ends * angular.unsqueeze(-2)).sum(-1)
+            by_degree.append(projection / math.sqrt(2 * degree + 1))
+        return torch.cat(by_degree, -1)
+
+    def edge_activations(
+        self,
+        basis: Tensor,
+        projections: Tensor,
+        nodes: NodeFeatures,
+        modulation: TimeModulation,
+        layout: PairLayout,
+    ) -> EdgeActivations:
+        """Activations of the edge perceptron, symmetric in the two ends."""
+        linear = self.edge_radial(basis) + self.edge_densities(projections)
+        linear = linear + layout.sum_ends(nodes.embedding)
+        first = linear * (1 + modulation.edge_scale) + modulation.edge_shift
+        second = self.edge_hidden(silu(first))
+        return EdgeActivations(first, second, silu(second))
+
+    def pair_factors(
+        self,
+        edges: EdgeActivations,
+        nodes: NodeFeatures,
+        modulation: TimeModulation,
+        layout: PairLayout,
+    ) -> tuple[Float[Tensor, "batch pairs"], Float[Tensor, "batch pairs"]]:
+        """The factors of x_i - x_j in the velocity of atom i, and of x_j - x_i in that of j."""
+        gates = self.output + modulation.gates + nodes.gates
+        first, second = layout.ends(gates)
+        return (edges.output * first).sum(-1), (edges.output * second).sum(-1)
+
+    def velocity(
+        self,
+        times: Tensor,
+        positions: Tensor,
+        pair_factors: tuple[Tensor, Tensor],
+        nodes: NodeFeatures,
+        densities: list[Tensor],
+        geometry: PairGeometry,
+        layout: PairLayout,
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The velocity from its pair factors and vector features."""
+        pulls = layout.spread(pair_factors, geometry.vectors)
+        vectors = (nodes.vector_weights.unsqueeze(-1) * densities[1]).sum(-2)
+        learned = remove_mean((pulls + vectors)[..., : positions.shape[-1]])
+        skip, scale = self.skip_and_scale(times)
+        return skip[:, None, None] * remove_mean(positions) + scale[:, None, None] * learned
+
+    def skip_and_scale(
+        self, times: Float[Tensor, "batch"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """Factors of the positions and of the learned part in the velocity."""
+        noise = 1 - times
+        skip = (times - noise) / (times.square() + noise.square())
+        return skip, noise / torch.sqrt(noise.square() + self.noise_scale**2)
+
+
+DENSITY_SCALE = 0.3
+"""Scale of a density: about one over the square root of a dozen neighbours."""

@@ -1,0 +1,53 @@
+"""Radial basis: compact bumps on a warped distance axis, fine around the repulsive core."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BUMP_HALF_WIDTH = 2.8
+"""Reach of a bump in units of the spacing: neighbours overlap smoothly, no value is denormal."""
+
+
+class WarpedBumps(nn.Module):
+    """`n_radial` bumps (1 - (w - k)²/h²)³ in the warped distance w(d), zero beyond |w - k| = h.
+
+    The warp w(d) = (spread/resolution) asinh((d - core)/spread) has slope 1/resolution at the core
+    distance and grows logarithmically far away, so that bumps sit `resolution` apart at the core and
+    ever coarser away from it. They are evenly spaced in w and cover d = 0 up to `reach`.
+    """
+
+    def __init__(self, n_radial: int, core: float, spread: float, reach: float) -> None:
+        super().__init__()
+        if n_radial < 2 or not 0 < core < reach or spread <= 0:
+            raise ValueError(
+                f"radial basis needs n_radial >= 2, 0 < core < reach and spread > 0, got "
+                f"{n_radial=}, {core=}, {reach=}, {spread=}"
+            )
+        first, last = math.asinh(-core / spread), math.asinh((reach - core) / spread)
+        self.n_radial, self.core, self.spread = n_radial, core, spread
+        self.slope = (n_radial - 1) / (last - first)
+        self.register_buffer("centres", self.slope * first + torch.arange(n_radial).float())
+
+    def forward(
+        self, distances: Float[Tensor, "batch pairs"]
+    ) -> Float[Tensor, "batch pairs n_radial"]:
+        """Values of all bumps at the given distances."""
+        return self._offsets_and_heights(distances)[1] ** 3
+
+    def with_derivative(
+        self, distances: Float[Tensor, "batch pairs"]
+    ) -> tuple[Float[Tensor, "batch pairs n_radial"], Float[Tensor, "batch pairs n_radial"]]:
+        """Values and derivatives with respect to distance."""
+        offsets, heights = self._offsets_and_heights(distances)
+        slope = self.slope / torch.sqrt((distances - self.core) ** 2 + self.spread**2)
+        chain = (-6 / BUMP_HALF_WIDTH**2) * slope.unsqueeze(-1)
+        return heights**3, chain * offsets * heights**2
+
+    def _offsets_and_heights(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        warped = self.slope * torch.asinh((distances - self.core) / self.spread)
+        offsets = warped.unsqueeze(-1) - self.centres
+        return offsets, (1 - (offsets / BUMP_HALF_WIDTH) ** 2).clamp(min=0)
