@@ -1,0 +1,333 @@
+"""Reference samples by long Markov chains, with checks that tell whether they are equilibrated."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from boltztilt.analysis.annealing import anneal
+from boltztilt.analysis.metrics import short_pairs
+from boltztilt.energy import CountedPotential, Potential
+from boltztilt.files import atomic_path, check_writable
+from boltztilt.geometry import remove_mean
+from boltztilt.potentials.double_well import DoubleWell
+from boltztilt.report import plain
+from boltztilt.sampling.ensemble import read_arrays
+from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.mcmc import ChainState, hmc
+from boltztilt.systems.system import System, load_system
+
+N_LEAPFROG = 8
+N_BURN_IN = 100
+BLOCK = 20
+FIRST_THINNING, MOST_THINNING = 20, 640
+FORGOTTEN = 0.1  # correlation at which a chain counts as independent of its past
+ANNEALING_SHARE = 0.2  # of the progress shown
+MOST_LAPLACIANS = 2000
+
+
+@dataclass(eq=False)
+class Reference:
+    """Equally weighted samples of the target.
+
+    Attributes:
+        positions: `(batch, atoms, dims)` in the units of the system.
+        energies: U(x) in kT, `(batch,)`, float64.
+        system: what was sampled.
+        checks: tests of equilibration; empty for samples that came from elsewhere.
+        info: how they were made.
+    """
+
+    positions: Tensor
+    energies: Tensor
+    system: System
+    checks: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    def report(self) -> dict[str, Any]:
+        """How the samples were made, their mean energy, and the checks."""
+        about = {"system": self.system.name, "convention": self.system.convention, "n": len(self)}
+        return {**about, **self.info, **self.checks}
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes one .npz file, whole or not at all, and returns its path."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"a reference is kept as an .npz file; the path given is {path}")
+        check_writable(path, overwrite)
+        with atomic_path(path) as temporary:
+            np.savez(
+                temporary,
+                positions=self.positions.numpy(),
+                energies=self.energies.numpy(),
+                system=np.array(self.system.name),
+                checks=np.array(json.dumps(plain(self.checks))),
+                info=np.array(json.dumps(plain(self.info))),
+            )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, system: System | None = None) -> Reference:
+        """The samples in an .npz file; only `positions` is required when the system is given.
+
+        Energies are computed anew; energies in the file that differ follow another convention and
+        are refused.
+        """
+        arrays = read_arrays(path, ("positions",) if system else ("positions", "system"))
+        if system is None:
+            system = load_system(str(arrays["system"]))
+        positions = torch.as_tensor(arrays["positions"], dtype=torch.float32)
+        if positions.shape[1:] != (system.n_atoms, system.n_dims) or not len(positions):
+            raise ValueError(
+                f"{path} holds positions of shape {tuple(positions.shape)}; {system.name} needs "
+                f"(batch, {system.n_atoms}, {system.n_dims})"
+            )
+        energies = system.potential.energy(positions).double()
+        if "energies" in arrays:
+            _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
+        checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
+        return cls(positions, energies, system, checks, info)
+
+
+def make_reference(
+    system: System,
+    n_samples: int = 10_000,
+    seed: int = 0,
+    n_chains: int | None = None,
+    n_between: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """`n_samples` of the target from independent Hamiltonian chains, with their checks.
+
+    The chains start at the Gaussian base, are annealed to the target, run freely to forget their
+    common ancestors, and then give one sample each every `n_between` trajectories: by default as
+    many as it takes for the correlation of every slow observable to fall below 0.1.
+    """
+    if n_samples < 4:
+        raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
+    n_chains = n_chains or min(1000, n_samples // 2)
+    if not 2 <= n_chains <= n_samples // 2:
+        raise ValueError(
+            f"n_chains is {n_chains}; give 2 to {n_samples // 2}, so that each has two samples"
+        )
+    started = time.perf_counter()
+    potential = CountedPotential(system.potential)
+    generator = torch.Generator().manual_seed(seed)
+    n_rounds = math.ceil(n_samples / n_chains)
+    bar = _ProgressBar(progress, n_rounds)
+    annealed = anneal(potential, system.base, n_chains, generator, progress=bar.annealing)
+    run = partial(_run, potential, generator=generator, bar=bar)
+    state = run(annealed.positions, N_BURN_IN, annealed.step_size, adapt=True)
+    if n_between is None:
+        state, n_between = _forget(system, state, run)
+    bar.set_trajectories(n_rounds * n_between)
+    rounds = []
+    for _ in range(n_rounds):
+        state = run(state.positions, n_between, state.step_size)
+        rounds.append(state)
+    positions = torch.stack([each.positions for each in rounds], dim=1)
+    energies = torch.stack([each.energies for each in rounds], dim=1)
+    checks = check_equilibration(system, positions, energies)
+    order = torch.randperm(n_chains * n_rounds, generator=generator)[:n_samples]
+    info = {
+        "method": "annealed Hamiltonian Monte Carlo",
+        "seed": seed,
+        "n_chains": n_chains,
+        "n_rounds": n_rounds,
+        "n_between": n_between,
+        "n_leapfrog": N_LEAPFROG,
+        "step_size": state.step_size,
+        "acceptance": state.acceptance,
+        "n_energy": potential.n_energy,
+        "wall_time": time.perf_counter() - started,
+    }
+    return Reference(
+        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
+    )
+
+
+def check_equilibration(
+    system: System,
+    positions: Float[Tensor, "chains rounds atoms dims"],
+    energies: Float64[Tensor, "chains rounds"],
+) -> dict[str, Any]:
+    """Tests that samples of the target pass, with errors over independent chains.
+
+    - energy: <U> and its standard deviation.
+    - virial: <x·∇U> / d = 1, with d the dimensions of the space.
+    - configurational_temperature: <|∇U|²> / <ΔU> = 1, on some of the chains.
+    - drift: mean energy of the later rounds less that of the earlier ones, in standard errors.
+    - r_hat: the Gelman-Rubin statistic of slow observables; 1 when chains forget their start.
+
+    References: Gelman & Rubin (1992), doi:10.1214/ss/1177011136; Rugh (1997), Dynamical approach
+        to temperature, doi:10.1103/PhysRevLett.78.772.
+    """
+    n_chains, n_rounds = energies.shape
+    flat = positions.flatten(0, 1)
+    forces = _centred(system.potential, system.potential.force(flat))
+    virials = -(_centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
+    observables = slow_observables(system, flat, energies.flatten())
+    half = n_rounds // 2
+    drift = energies[:, -half:].mean(dim=1) - energies[:, :half].mean(dim=1)
+    return {
+        "energy": chain_mean(energies),
+        "energy_sd": float(energies.std()),
+        "virial": chain_mean(virials.reshape(n_chains, n_rounds) / system.base.dof),
+        "configurational_temperature": configurational_temperature(system, positions),
+        "drift": float(drift.mean() / (drift.std() / math.sqrt(n_chains))),
+        "r_hat": {
+            name: r_hat(values.reshape(n_chains, n_rounds)) for name, values in observables.items()
+        },
+    }
+
+
+def slow_observables(
+    system: System,
+    positions: Float[Tensor, "batch atoms dims"],
+    energies: Float64[Tensor, "batch"],
+) -> Mapping[str, Float64[Tensor, "batch"]]:
+    """What chains forget last: energy, size, and for a double well the number of short pairs."""
+    squares = remove_mean(positions).double().square().sum(dim=2)
+    observables = {"energy": energies, "radius_of_gyration": squares.mean(dim=1).sqrt()}
+    if isinstance(system.potential, DoubleWell):
+        observables["short_pairs"] = short_pairs(positions, system.potential.centre).double()
+    return observables
+
+
+def configurational_temperature(
+    system: System, positions: Float[Tensor, "chains rounds atoms dims"]
+) -> Estimate:
+    """<|∇U|²> / <ΔU>, which is 1 at kT = 1, with its error over chains (delta method)."""
+    n_used = max(2, min(len(positions), MOST_LAPLACIANS // positions.shape[1]))
+    used = positions[:n_used]
+    flat = used.flatten(0, 1).double()
+    forces = _centred(system.potential, system.potential.force(flat))
+    squares = forces.square().sum(dim=(1, 2)).reshape(used.shape[:2]).mean(dim=1)
+    curvatures = laplacian(system.potential, flat).reshape(used.shape[:2]).mean(dim=1)
+    ratio = squares.mean() / curvatures.mean()
+    residuals = (squares - ratio * curvatures) / curvatures.mean()
+    return Estimate(float(ratio), float(residuals.std()) / math.sqrt(n_used))
+
+
+def laplacian(
+    potential: Potential, positions: Float[Tensor, "batch atoms dims"]
+) -> Float[Tensor, "batch"]:
+    """The trace of the Hessian of U, exact by autograd, on the subspace the potential lives on."""
+    leaf = positions.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(potential.energy(leaf).sum(), leaf, create_graph=True)
+    total = torch.zeros(len(leaf), dtype=leaf.dtype)
+    for index in range(leaf[0].numel()):
+        direction = torch.zeros_like(leaf[:1]).flatten(1)
+        direction[:, index] = 1.0
+        direction = _centred(potential, direction.view_as(leaf[:1]))
+        (column,) = torch.autograd.grad((gradient * direction).sum(), leaf, retain_graph=True)
+        total += (column * direction).sum(dim=(1, 2))
+    return total
+
+
+def chain_mean(values: Float64[Tensor, "chains rounds"]) -> Estimate:
+    """The mean, with its standard error over independent chains."""
+    means = values.mean(dim=1)
+    return Estimate(float(means.mean()), float(means.std()) / math.sqrt(len(means)))
+
+
+def r_hat(values: Float64[Tensor, "chains rounds"]) -> float:
+    """The Gelman-Rubin statistic sqrt(((n-1) W + B) / (n W)) of `n` rounds.
+
+    W is the variance within chains, B / n that of the chain means. It is 1 for independent
+    samples, and large for chains that keep to themselves.
+    """
+    n = values.shape[1]
+    within = values.var(dim=1).mean()
+    between = values.mean(dim=1).var()
+    if within == 0:
+        return 1.0 if between == 0 else math.inf
+    return float(((n - 1) / n + between / within).sqrt())
+
+
+def _forget(
+    system: System, state: ChainState, run: Callable[..., ChainState]
+) -> tuple[ChainState, int]:
+    """Chains run on until they forget, and the number of trajectories that takes."""
+    n_between = FIRST_THINNING
+    while True:
+        later = run(state.positions, n_between, state.step_size)
+        before, after = (
+            slow_observables(system, each.positions, each.energies) for each in (state, later)
+        )
+        memory = max(
+            float(torch.corrcoef(torch.stack([before[name], after[name]]))[0, 1]) for name in before
+        )
+        if memory < FORGOTTEN or n_between >= MOST_THINNING:
+            return later, n_between
+        state, n_between = later, 2 * n_between
+
+
+class _ProgressBar:
+    """Reports annealing, burn-in and production as one count of trajectories."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, n_rounds: int):
+        self.progress = progress
+        self.done = 0
+        self.ahead = N_BURN_IN + (n_rounds + 1) * FIRST_THINNING
+        self.n_annealing = round(ANNEALING_SHARE * self.ahead)
+
+    def annealing(self, fraction: float) -> None:
+        self.done = round(fraction * self.n_annealing)
+        if self.progress is not None:
+            self.progress(self.done, self.n_annealing + self.ahead)
+
+    def set_trajectories(self, n: int) -> None:
+        self.ahead = n
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        self.ahead = max(self.ahead - n, 0)
+        if self.progress is not None:
+            self.progress(self.done, self.done + self.ahead)
+
+
+def _run(
+    potential: Potential,
+    positions: Tensor,
+    n_steps: int,
+    step_size: float,
+    generator: torch.Generator,
+    bar: _ProgressBar,
+    adapt: bool = False,
+) -> ChainState:
+    """`n_steps` trajectories, in blocks, so that progress shows."""
+    for done in range(0, n_steps, BLOCK):
+        block = min(BLOCK, n_steps - done)
+        state = hmc(potential, positions, block, step_size, N_LEAPFROG, generator, adapt)
+        positions, step_size = state.positions, state.step_size
+        bar.advance(block)
+    return state
+
+
+def _centred(potential: Potential, vectors: Tensor) -> Tensor:
+    return remove_mean(vectors) if potential.centered else vectors
+
+
+def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system: System) -> None:
+    tolerance = 1e-3 * computed.abs().clamp(min=10.0)
+    differing = int(((stored - computed).abs() > tolerance).sum())
+    if stored.shape != computed.shape or differing:
+        raise ValueError(
+            f"{path}: {differing} of {len(computed)} energies differ from {system.name}'s; the "
+            f"file follows another convention than {system.convention or 'this system'}"
+        )
