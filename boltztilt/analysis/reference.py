@@ -100,7 +100,7 @@ class Reference:
         if "energies" in arrays:
             _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
-        return cls(positions, energies, system, checks, info)
+        return cls(positions, energies, system, _with_estimates(checks), info)
 
 
 def make_reference(
@@ -321,6 +321,16 @@ def _run(
 
 def _centred(potential: Potential, vectors: Tensor) -> Tensor:
     return remove_mean(vectors) if potential.centered else vectors
+
+
+def _with_estimates(checks: dict[str, Any]) -> dict[str, Any]:
+    """The checks as they were before they were written: values with errors as estimates."""
+    return {
+        name: Estimate(**entry)
+        if isinstance(entry, dict) and set(entry) == {"value", "error"}
+        else entry
+        for name, entry in checks.items()
+    }
 
 
 def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system: System) -> None:

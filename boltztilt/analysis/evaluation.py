@@ -1,0 +1,215 @@
+"""A sampler against reference samples: one report, one set of figures."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from boltztilt.analysis import metrics, plots
+from boltztilt.analysis.free_energy import bar
+from boltztilt.analysis.reference import Reference
+from boltztilt.potentials.double_well import DoubleWell
+from boltztilt.report import write_report
+from boltztilt.sampling.ensemble import Ensemble
+from boltztilt.sampling.estimate import weighted_mean
+
+if TYPE_CHECKING:
+    from boltztilt.sampling.sampler import Sampler
+
+REFERENCE_BATCH = 1000
+TAIL = 0.999
+
+
+def evaluate(
+    sampler: Sampler,
+    reference: Reference,
+    n: int = 10_000,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    n_steps: int = 20,
+) -> dict[str, Any]:
+    """The report on `n` samples, written with its figures into the folder `out` if one is given.
+
+    Samples are drawn and weighted; up to `n` reference structures are carried back to the base
+    for their density under the sampler, which shows what the sampler misses.
+    """
+    check_extras()
+    started = time.perf_counter()
+    n_reference = min(n, len(reference))
+    total = n + n_reference
+
+    def advance(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    ensemble = sampler.sample(n, seed=seed, n_steps=n_steps, progress=lambda done, _: advance(done))
+    reference_log_weights = log_weights_at(
+        sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
+    )
+    report = {
+        **ensemble.report(),
+        "ess_forward": metrics.forward_ess(reference_log_weights),
+        "eubo": metrics.eubo(reference_log_weights),
+        "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
+        **compare(ensemble, reference, seed),
+        "integration_error": sampler.integration_error(ensemble),
+        "device": str(next(sampler.field.parameters()).device),
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "evaluation_seconds": time.perf_counter() - started,
+        "reference": reference.report(),
+        "training": dict(sampler.metadata),
+    }
+    if out is not None:
+        write_evaluation(Path(out), report, ensemble, reference, reference_log_weights)
+    return report
+
+
+def log_weights_at(
+    sampler: Sampler,
+    reference: Reference,
+    n: int,
+    n_steps: int,
+    advance: Callable[[int], None],
+) -> Float64[Tensor, "n"]:
+    """log w = -U - log q at the first `n` reference structures."""
+    densities: list[Tensor] = []
+    for positions in reference.positions[:n].split(REFERENCE_BATCH):
+        densities.append(sampler.log_density(positions, n_steps=n_steps).cpu())
+        advance(sum(len(density) for density in densities))
+    return -reference.energies[:n] - torch.cat(densities)
+
+
+def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str, Any]:
+    """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
+
+    `floor` is the distance of as many reference structures as the ensemble has; `floor_effective`
+    that of as many as its weights are worth, the best that reweighting can reach.
+    """
+    weights = ensemble.weights
+    limit = reference.energies.quantile(TAIL)
+    beyond = (~(ensemble.energies <= limit)).double()
+    compared: dict[str, Any] = {
+        "energy_reference": reference.checks.get("energy", weighted_mean(reference.energies)),
+        "energy_w1": _energy_distances(ensemble, reference, 1, seed),
+        "energy_w2": _energy_distances(ensemble, reference, 2, seed),
+        "pair_distance_w1": _pair_distances(ensemble, reference, seed),
+        "geometric_w2": _geometric_distances(ensemble, reference, seed),
+        "beyond_reference": {
+            "energy": float(limit),
+            "raw": float(beyond.mean()),
+            "reweighted": float((beyond * weights).sum()),
+            "reference": 1.0 - TAIL,
+        },
+    }
+    if isinstance(ensemble.system.potential, DoubleWell):
+        compared["short_pair_occupancy"] = _occupancies(ensemble, reference)
+    return compared
+
+
+def check_extras() -> None:
+    """Raises ImportError before any work where an optional dependency is missing."""
+    try:
+        import matplotlib  # noqa: F401
+        import ot  # noqa: F401
+        import pymbar  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"evaluation needs {error.name}: pip install 'boltztilt[analysis,plot]'"
+        ) from error
+
+
+def write_evaluation(
+    folder: Path,
+    report: dict[str, Any],
+    ensemble: Ensemble,
+    reference: Reference,
+    reference_log_weights: Float64[Tensor, "reference"],
+) -> list[Path]:
+    """Writes report.json and plots/*.png and returns the paths."""
+    figures = {
+        "energy": plots.energy_figure(ensemble, reference, report["energy_w2"]),
+        "pair_distances": plots.pair_distance_figure(
+            ensemble, reference, report["pair_distance_w1"]
+        ),
+        "log_weights": plots.log_weight_figure(
+            ensemble.log_weights, reference_log_weights, report["log_z_bar"].value, ensemble.ess
+        ),
+    }
+    log = folder / "log.csv"
+    if log.is_file():
+        figures["ladder"] = plots.ladder_figure(plots.read_log(log))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder / "report.json", report)
+    return [folder / "report.json", *plots.write_figures(folder / "plots", figures)]
+
+
+def _energy_distances(
+    ensemble: Ensemble, reference: Reference, order: int, seed: int
+) -> dict[str, Any]:
+    def distance(first: Tensor, second: Tensor, weights: Tensor | None = None) -> float:
+        return metrics.energy_wasserstein(first, second, weights, order=order)
+
+    return {
+        "raw": distance(ensemble.energies, reference.energies),
+        "reweighted": distance(ensemble.energies, reference.energies, ensemble.weights),
+        **_floors(distance, reference.energies, ensemble, seed),
+    }
+
+
+def _pair_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
+    distance = metrics.pair_distance_wasserstein
+    both = (ensemble.positions, reference.positions)
+    return {
+        "raw": distance(*both),
+        "reweighted": distance(*both, ensemble.weights),
+        **_floors(distance, reference.positions, ensemble, seed, n_repeats=4),
+    }
+
+
+def _floors(
+    distance: Callable[[Tensor, Tensor], float],
+    reference: Tensor,
+    ensemble: Ensemble,
+    seed: int,
+    n_repeats: int = 10,
+) -> dict[str, Any]:
+    sizes = {"floor": len(ensemble), "floor_effective": max(2, round(ensemble.n_effective))}
+    return {
+        name: metrics.noise_floor(distance, reference, size, n_repeats, seed)
+        for name, size in sizes.items()
+    }
+
+
+def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, float]:
+    """Of equally weighted draws: no weights enter, so `reweighted` is after resampling."""
+    system = ensemble.system
+    first, second = reference.positions.tensor_split(2)
+
+    def distance(positions: Tensor, target: Tensor) -> float:
+        mirrored = system.potential.mirror_symmetric
+        return metrics.geometric_wasserstein(
+            positions, target, system.species, seed=seed, allow_reflection=mirrored
+        )
+
+    return {
+        "raw": distance(ensemble.positions, first),
+        "reweighted": distance(ensemble.resample(seed=seed).positions, first),
+        "floor": distance(second, first),
+    }
+
+
+def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, Any]:
+    occupancy = metrics.short_pair_occupancy
+    return {
+        "raw": occupancy(ensemble.positions),
+        "reweighted": occupancy(ensemble.positions, ensemble.weights),
+        "reference": occupancy(reference.positions),
+    }

@@ -1,0 +1,140 @@
+"""Evaluation of a sampler whose density, weights and distances all have closed forms."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from boltztilt.analysis.evaluation import compare, evaluate
+from boltztilt.analysis.reference import Reference
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.ensemble import Ensemble
+from boltztilt.systems.system import System, load_system
+
+for extra in ("matplotlib", "ot", "pymbar"):
+    pytest.importorskip(extra)
+
+STIFFNESS, DOF, N = 1.5, 6, 4000
+SYSTEM = System("well", Harmonic(3, stiffness=STIFFNESS), convention="U = 0.75 sum |x|^2")
+LOG_Z = SYSTEM.potential.log_z
+
+
+class BaseSampler:
+    """Samples the Gaussian base itself and knows its density."""
+
+    def __init__(self, std=1.0):
+        self.law = Gaussian(3, std=std)
+        self.system = SYSTEM
+        self.field = torch.nn.Linear(1, 1)
+        self.metadata = {"seed": 11, "n_energy": 0}
+
+    def sample(self, n, seed=0, n_steps=20, progress=None):
+        positions = self.law.sample(n, torch.Generator().manual_seed(seed))
+        if progress is not None:
+            progress(n, n)
+        info = {"seed": seed, "n_steps": n_steps, "n_energy": n, "wall_time": 0.1}
+        energies = SYSTEM.potential.energy(positions)
+        return Ensemble(positions, energies, self.law.log_density(positions), SYSTEM, info)
+
+    def log_density(self, positions, n_steps=20):
+        return self.law.log_density(positions)
+
+    def integration_error(self, ensemble):
+        return 0.0
+
+
+@pytest.fixture(scope="module")
+def reference():
+    positions = SYSTEM.potential.sample(N, torch.Generator().manual_seed(5))
+    return Reference(positions, SYSTEM.potential.energy(positions).double(), SYSTEM)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def report(reference, folder):
+    lines = ["stage,rung,a,cess,loss,ess,acceptance,mean_energy,seconds"]
+    lines += [
+        f"ladder,{k},{10.0 ** (k - 4)},0.9,{2 - 0.2 * k},,0.6,{-k},{60 * k}" for k in range(5)
+    ]
+    (folder / "log.csv").write_text("\n".join(lines) + "\npolish,5,1.0,,1.0,0.4,0.6,-5,400\n")
+    return evaluate(BaseSampler(), reference, n=N, seed=1, out=folder)
+
+
+def test_effective_sizes_and_bounds_agree_with_closed_forms(report):
+    variance = 1 / STIFFNESS
+    ess = (variance * (2 - variance)) ** (DOF / 2)
+    gap = 0.5 * DOF * (STIFFNESS - 1 - math.log(STIFFNESS))
+    forward_gap = 0.5 * DOF * (variance - 1 + math.log(STIFFNESS))
+    assert report["ess"] == pytest.approx(ess, abs=0.03)
+    assert report["ess_forward"] == pytest.approx(ess, abs=0.03)
+    for name, truth in (
+        ("log_z", LOG_Z),
+        ("log_z_bar", LOG_Z),
+        ("elbo", LOG_Z - gap),
+        ("eubo", LOG_Z + forward_gap),
+        ("energy_raw", STIFFNESS * DOF / 2),
+        ("energy_reweighted", DOF / 2),
+        ("energy_reference", DOF / 2),
+    ):
+        assert abs(report[name].value - truth) < 3.5 * report[name].error, name
+
+
+def test_raw_distances_show_the_error_and_reweighted_ones_stand_at_the_floor(report):
+    for name in ("energy_w1", "energy_w2", "pair_distance_w1"):
+        distances = report[name]
+        floor = distances["floor_effective"]
+        assert distances["raw"] > 5 * floor.value, name
+        assert distances["reweighted"] < floor.value + 4 * floor.error, name
+    assert report["beyond_reference"]["raw"] > 0.005
+    assert report["beyond_reference"]["reweighted"] < 0.003
+
+
+def test_the_exact_sampler_stands_at_every_floor(reference):
+    exact = evaluate(BaseSampler(std=STIFFNESS**-0.5), reference, n=N, seed=2)
+    assert exact["ess"] == pytest.approx(1.0, abs=1e-9)
+    assert exact["log_z"].value == pytest.approx(LOG_Z)
+    for name in ("energy_w1", "energy_w2", "pair_distance_w1"):
+        floor = exact[name]["floor"]
+        assert exact[name]["raw"] < floor.value + 4 * floor.error, name
+
+
+def test_report_and_figures_are_written(report, folder):
+    written = json.loads((folder / "report.json").read_text())
+    assert written["log_z"]["value"] == pytest.approx(report["log_z"].value)
+    assert written["training"] == {"seed": 11, "n_energy": 0}
+    assert written["n"] == N
+    assert written["convention"] == SYSTEM.convention
+    names = {path.stem for path in (folder / "plots").glob("*.png")}
+    assert names == {"energy", "pair_distances", "log_weights", "ladder"}
+    assert all(path.stat().st_size > 5000 for path in (folder / "plots").glob("*.png"))
+
+
+def test_progress_covers_samples_and_reference(reference):
+    seen = []
+    evaluate(
+        BaseSampler(), reference, n=2000, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (4000, 4000)
+
+
+def test_overlapping_structures_are_counted_and_weigh_nothing(reference):
+    ensemble = BaseSampler().sample(2000)
+    ensemble.energies[0] = math.inf
+    compared = compare(ensemble, reference)
+    assert compared["energy_w2"]["raw"] == math.inf
+    assert math.isfinite(compared["energy_w2"]["reweighted"])
+
+
+def test_double_well_reports_its_occupancies():
+    system = load_system("dw4")
+    positions = system.base.sample(200, torch.Generator().manual_seed(0))
+    energies = system.potential.energy(positions).double()
+    ensemble = Ensemble(positions, energies, -energies, system)
+    compared = compare(ensemble, Reference(positions, energies, system))
+    assert compared["short_pair_occupancy"]["raw"] == compared["short_pair_occupancy"]["reference"]
