@@ -259,9 +259,9 @@ def train(
     [bold]Examples[/bold]
       boltztilt train lj13 -o runs/lj13
       boltztilt train lj13 -o runs/lj13 --resume
-      boltztilt train dw4 -o runs/quick --max-minutes 5 --set width=32
+      boltztilt train dw4 -o runs/quick --max-minutes 5 --set polish_steps=500
     """
-    changes = dict(read_override(text) for text in overrides or ())
+    changes = read_overrides(overrides or [])
     check_run_folder(output, resume, force)
     try:
         from boltztilt.systems.system import load_system
@@ -287,17 +287,29 @@ def train(
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 
-def read_override(text: str) -> tuple[str, Any]:
-    """The key and the value of a `key=value` argument; values are written as in TOML."""
+def read_overrides(texts: list[str]) -> dict[str, Any]:
+    """The recipe entries of `key=value` arguments; `table.key=value` sets one in a table."""
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        *tables, name = key.split(".")
+        if not equals or not name or not value:
+            raise ValueError(f"--set {text}: expected key=value, such as --set n_particles=512")
+        target = overrides
+        for table in tables:
+            target = target.setdefault(table, {})
+        target[name] = read_value(value)
+    return overrides
+
+
+def read_value(text: str) -> Any:
+    """A value as TOML writes it; what is not TOML is text."""
     import tomllib
 
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip() or not value.strip():
-        raise ValueError(f"--set {text}: expected key=value, such as --set width=64")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return text
 
 
 def check_run_folder(folder: Path, resume: bool, force: bool) -> None:

@@ -26,6 +26,23 @@ convention = "U = 1/2 stiffness sum_i |x_i - mean|^2, kT = 1"
 kind = "harmonic"
 n_atoms = 3
 stiffness = 2.0
+
+[recipe]
+n_particles = 64
+recentring_steps = 2
+steps_per_rung = 10
+polish_steps = 80
+polish_particles = 64
+polish_refresh = 20
+polish_chain_steps = 2
+batch_size = 32
+checkpoint_minutes = 0.0
+
+[recipe.network]
+kind = "local_density"
+n_hidden = 8
+n_channels = 2
+n_radial = 8
 """
 
 
@@ -64,7 +81,7 @@ def system_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def training_words(system_file):
     """The arguments of a training that takes seconds, all but the run folder."""
-    return ["train", system_file, "--quiet", "--set", "width=16"]
+    return ["train", system_file, "--quiet", "--set", "warmup_steps=5"]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +245,7 @@ def test_sample_lj13_with_shipped_weights(tmp_path):
         (["paint"], "paint"),
         (["train", "lj13"], "--output"),
         (["train", "lj13", "-o", "run", "--resume"], "run"),
-        (["train", "lj13", "-o", "run", "--set", "width"], "key=value"),
+        (["train", "lj13", "-o", "run", "--set", "cess"], "key=value"),
         (["train", "lj13", "-o", "run", "--set", "no_such_key=3"], "no_such_key"),
         (["evaluate", "absent/run"], "absent/run"),
         (["reference", "lj13", "-o", "out.dcd"], ".npz"),
@@ -299,6 +316,15 @@ def test_a_run_is_not_overwritten(training_words, run_folder):
 
 
 # train
+
+
+def test_overrides_are_read_as_toml_and_may_enter_tables():
+    texts = ["cess=0.9", "optimiser=adamw", "network.n_hidden=32", "network.kind='egnn'"]
+    assert cli.read_overrides(texts) == {
+        "cess": 0.9,
+        "optimiser": "adamw",
+        "network": {"n_hidden": 32, "kind": "egnn"},
+    }
 
 
 def test_run_folder_has_recipe_log_checkpoint_and_weights(run_folder):
