@@ -132,12 +132,12 @@ def info(
     if Path(name).is_dir() or Path(name).suffix == ".safetensors":
         sampler = open_sampler(name)
         console.print_table(sampler.system.name, console.system_rows(sampler.system))
-        console.print_table("weights", console.metadata_rows(sampler.metadata))
+        console.print_table("weights", console.report_rows(sampler.metadata))
         return
     system = load_system(name)
     console.print_table(system.name, console.system_rows(system))
     if system.weights_path():
-        console.print_table("shipped weights", console.metadata_rows(open_sampler(name).metadata))
+        console.print_table("shipped weights", console.report_rows(open_sampler(name).metadata))
 
 
 @app.command()
@@ -281,9 +281,9 @@ def train(
                 **changes,
             )
     except KeyboardInterrupt:
-        print(f"stopped; continue with: {resume_command(name, output)}", file=sys.stderr)
+        print(f"stopped; {next_command(name, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    console.print_table(f"trained {name}", console.metadata_rows(sampler.metadata))
+    console.print_table(f"trained {name}", console.report_rows(sampler.metadata))
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 
@@ -319,17 +319,25 @@ def check_run_folder(folder: Path, resume: bool, force: bool) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise PermissionError(f"cannot write to {existing}: no permission")
-    holds_run = (folder / "recipe.toml").exists()
-    if resume and not holds_run:
+    if resume and not holds_run(folder):
         raise FileNotFoundError(f"{folder} holds no run to resume; train without --resume")
-    if holds_run and not resume and not force:
+    if holds_run(folder) and not resume and not force:
         raise FileExistsError(
             f"{folder} already holds a run; --resume continues it, --force starts again"
         )
 
 
-def resume_command(name: str, folder: Path) -> str:
-    return shlex.join(["boltztilt", "train", name, "-o", str(folder), "--resume"])
+def holds_run(folder: Path) -> bool:
+    """Whether training can be resumed in the folder."""
+    return (folder / "checkpoint" / "state.pt").exists()
+
+
+def next_command(name: str, folder: Path) -> str:
+    """What to type after an interruption."""
+    if not holds_run(folder):
+        return "nothing was computed yet: start again"
+    words = ["boltztilt", "train", name, "-o", str(folder), "--resume"]
+    return f"continue with: {shlex.join(words)}"
 
 
 @app.command()

@@ -203,10 +203,6 @@ def system_rows(system: System) -> list[tuple[str, str]]:
     return [(label, value) for label, value in rows if value]
 
 
-def metadata_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), as_words(value)) for key, value in metadata.items()]
-
-
 def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     """Names and values of the figures printed after sampling."""
     rows = [("structures", str(len(ensemble.energies)))]

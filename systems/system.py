@@ -47,7 +47,7 @@ class System:
         element, nm_per_length: chemical element and length unit with which files are written.
         reference_energy: known moments of the energy, if any.
         recipe: the tables of the training recipe as written in the TOML file.
-        folder: where the system was loaded from and its weights lie.
+        source: the TOML file the system was loaded from; shipped weights lie beside it.
     """
 
     name: str
@@ -63,7 +63,7 @@ class System:
     nm_per_length: float = 0.382
     reference_energy: ReferenceMoments | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
+    source: Path | None = None
 
     def __post_init__(self) -> None:
         potential = as_potential(self.potential, self.n_atoms, self.n_dims)
@@ -96,9 +96,9 @@ class System:
 
     def weights_path(self) -> Path | None:
         """Returns the path of the trained weights beside the system's file, if there are any."""
-        if self.folder is None:
+        if self.source is None:
             return None
-        path = self.folder / f"{self.name}.safetensors"
+        path = self.source.with_name(f"{self.name}.safetensors")
         return path if path.is_file() else None
 
 
@@ -158,7 +158,7 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
             potential=potential,
             species=tuple(settings.pop("species", ())),
             reference_energy=ReferenceMoments(**moments) if moments else None,
-            folder=path.parent,
+            source=path,
             **settings,
             **export,
         )

@@ -112,8 +112,9 @@ class LocalDensityField(nn.Module):
         n_densities = n_channels * (max_degree + 1)
         self.basis = WarpedBumps(n_radial, core, spread, reach)
         self.radial = nn.Linear(n_radial, n_densities, bias=False)
-        self.mixing = nn.Parameter(
-            torch.randn(max_degree + 1, n_channels, n_channels) / math.sqrt(n_channels)
+        self.mixing = nn.ParameterList(
+            torch.randn(n_channels, n_channels) / math.sqrt(n_channels)
+            for _ in range(max_degree + 1)
         )
         self.time_features = TimeFeatures(n_hidden)
         self.modulation = nn.Linear(n_hidden, 5 * n_hidden)

@@ -1,0 +1,78 @@
+"""Weights as safetensors with JSON metadata, and training states for exact resumption."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltztilt.files import atomic_path
+from boltztilt.report import plain
+
+FORMAT = "boltztilt-weights-1"
+
+
+def save_weights(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes the tensors and their metadata to a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    header = {"format": FORMAT, "metadata": json.dumps(plain(metadata))}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata=header)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file written by `save_weights`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or was written by another program.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds no boltztilt weights (format {header.get('format')!r}, expected "
+            f"{FORMAT!r}): give a weights.safetensors written by `boltztilt train`"
+        )
+    return weights, json.loads(header["metadata"])
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes a training state, whole or not at all."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """A training state written by `save_state`; nothing but tensors and plain values is loaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or was written by another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: nothing to resume; train without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable training state: {reason}") from error
+    if not isinstance(state, dict) or "progress" not in state:
+        raise ValueError(f"{path} is not the training state of a boltztilt run")
+    return state

@@ -1,0 +1,31 @@
+"""Compiling a network where that is possible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def compiled(network: nn.Module, wanted: bool) -> Callable[..., torch.Tensor]:
+    """The network's forward through torch.compile if wanted, else the network itself.
+
+    Without the C++ compiler that torch.compile needs on a CPU the network is used as it is, with a
+    warning: results agree to rounding, only the speed differs.
+    """
+    if not wanted:
+        return network
+    on_gpu = next(network.parameters()).is_cuda
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if not on_gpu and not compiler:
+        warnings.warn(
+            "no C++ compiler (g++) found: training goes on without torch.compile, about half as "
+            "fast; install one, or set compile = false in the recipe",
+            stacklevel=2,
+        )
+        return network
+    return torch.compile(network, dynamic=False)

@@ -1,0 +1,43 @@
+"""A plain perceptron velocity field for low-dimensional targets without symmetry."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from boltztilt.networks.time_features import TimeFeatures
+from boltztilt.sampling.divergence import brute_force_divergence
+
+
+class Perceptron(nn.Module):
+    """v(t, x) = skip(t) x + MLP(x, features of t), for toy densities in a few dimensions."""
+
+    def __init__(
+        self, n_atoms: int, n_dims: int, n_hidden: int = 64, n_layers: int = 3
+    ) -> None:
+        super().__init__()
+        n_inputs = n_atoms * n_dims
+        self.time_features = TimeFeatures(n_hidden)
+        sizes = [n_inputs + n_hidden] + [n_hidden] * n_layers
+        layers = [
+            layer
+            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for layer in (nn.Linear(n_in, n_out), nn.SiLU())
+        ]
+        self.layers = nn.Sequential(*layers, nn.Linear(n_hidden, n_inputs))
+
+    def forward(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The velocity of each configuration at its time."""
+        inputs = torch.cat([positions.flatten(1), self.time_features(times)], dim=-1)
+        noise = 1 - times
+        skip = (times - noise) / (times.square() + noise.square())
+        return skip[:, None, None] * positions + self.layers(inputs).view_as(positions)
+
+    def velocity_and_divergence(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
+        """The velocity and its exact divergence."""
+        return brute_force_divergence(self, times, positions)

@@ -1,0 +1,85 @@
+"""Particles that stand for a tilted law: rollouts of the field, rejuvenated and reweighted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
+from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.flow import integrate, warped_grid
+from boltztilt.sampling.mcmc import ChainState, mala, random_walk
+
+ROLLOUT_BATCH = 1024
+
+
+@dataclass
+class Chains:
+    """Markov chains that keep their step size from call to call.
+
+    Attributes:
+        kind: "mala", "random_walk" or "none" (positions are returned as they are).
+        step_size: a length, adapted at every call.
+    """
+
+    potential: CountedPotential
+    base: Gaussian
+    kind: str
+    step_size: float
+    generator: torch.Generator
+
+    def run(
+        self, positions: Float[Tensor, "batch atoms dims"], a: float, n_steps: int
+    ) -> tuple[Float[Tensor, "batch atoms dims"], float]:
+        """The positions after `n_steps` at the law rho_a, and the mean acceptance."""
+        if self.kind == "none" or n_steps == 0:
+            return positions, 0.0
+        kernel = mala if self.kind == "mala" else random_walk
+        tilted = TiltedPotential(self.potential, self.base, a)
+        state: ChainState = kernel(tilted, positions, n_steps, self.step_size, self.generator)
+        self.step_size = min(state.step_size, self.base.std)
+        return state.positions, state.acceptance
+
+
+def rollouts(
+    field: nn.Module,
+    base: Gaussian,
+    n: int,
+    n_steps: int,
+    generator: torch.Generator,
+    with_density: bool,
+    device: torch.device,
+) -> tuple[Float[Tensor, "batch atoms dims"], Float64[Tensor, "batch"]]:
+    """End points of the flow from fresh base draws, and their log-densities (zero without)."""
+    starts = base.sample(n, generator).to(device)
+    ends, log_density = [], []
+    for batch in starts.split(ROLLOUT_BATCH):
+        result = integrate(field, batch, warped_grid(n_steps), with_density)
+        ends.append(result.positions)
+        log_density.append(base.log_density(batch) + result.log_density_change)
+    return torch.cat(ends), torch.cat(log_density)
+
+
+def rewards(
+    potential: CountedPotential, base: Gaussian, positions: Float[Tensor, "batch atoms dims"]
+) -> Float64[Tensor, "batch"]:
+    """r(x) = -U(x) - log rho_0(x); -inf where the energy or the position is not finite."""
+    reward = relative_reward(potential.energy(positions), base, positions)
+    return torch.where(torch.isfinite(reward), reward, -torch.inf)
+
+
+def resample(
+    positions: Float[Tensor, "batch atoms dims"],
+    weights: Float64[Tensor, "batch"],
+    generator: torch.Generator,
+) -> Float[Tensor, "batch atoms dims"]:
+    """As many positions, drawn by weight with systematic resampling."""
+    cumulative = weights.double().cpu().cumsum(0)
+    n = len(positions)
+    offset = torch.rand(1, generator=generator, dtype=torch.float64)
+    comb = (torch.arange(n, dtype=torch.float64) + offset) / n
+    chosen = torch.searchsorted(cumulative / cumulative[-1], comb).clamp(max=n - 1)
+    return positions[chosen.to(positions.device)]

@@ -1,0 +1,169 @@
+"""Every setting of a training run, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boltztilt.files import atomic_path
+from boltztilt.tilt.coupling import COUPLINGS
+
+OBJECTIVES = ("itm", "wfm", "etm")
+RECENTRINGS = ("mala", "random_walk", "none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a field is trained. Lengths are in the units of the system.
+
+    Attributes:
+        network: arguments of the velocity network, `kind` choosing it (see `networks.build`).
+        objective: regression on the ladder, "itm", "wfm" or "etm" (see `tilt.objectives`).
+        coupling: "aligned" or "independent" (see `tilt.coupling`).
+        cess: conditional ESS that each tilt step keeps.
+        n_particles: rollouts of the field at each rung.
+        rollout_steps: RK4 steps of a rollout during training.
+        recentring: Markov chain that rejuvenates rollouts: "mala", "random_walk" or "none".
+        recentring_steps: its steps per rung, at the old level and at the new one.
+        exact_weights: weigh rollouts by their exact density, rho_{a+h}(x)/q(x), instead of by
+            exp(h r): unbiased whatever the error of the field. Its regression is "wfm", and
+            rollouts are not rejuvenated before they are weighed.
+        steps_per_rung: updates at each rung.
+        matching_fraction: share of these that are plain flow matching on particles resampled and
+            rejuvenated at the new level.
+        first_rung_factor: the first rung, where the field is learned from nothing, gets this many
+            times as many updates.
+        polish_steps: updates of flow matching at a = 1.
+        polish_refresh: updates between refreshments of the particles while polishing.
+        polish_rollout_every: refreshments between replacements of all particles by new rollouts.
+        polish_particles, polish_chain_steps: particles while polishing, and Markov chain steps at
+            each refreshment.
+        batch_size: interpolant points of one update.
+        times_per_pair: points drawn on the path of each coupled pair.
+        smallest_noise: smallest 1 - t of training.
+        optimiser: "muon" (hidden matrices; AdamW for the rest) or "adamw".
+        learning_rate, warmup_steps, gradient_clip, average_decay: of the optimiser; the learning
+            rate is constant up to `decay_from` of the polishing and then falls linearly.
+        compile: compile the field with torch.compile where a C++ compiler is at hand.
+        checkpoint_minutes: time between checkpoints.
+    """
+
+    network: Mapping[str, Any] = field(default_factory=lambda: {"kind": "local_density"})
+    objective: str = "itm"
+    coupling: str = "aligned"
+    cess: float = 0.8
+    n_particles: int = 1024
+    rollout_steps: int = 10
+    recentring: str = "mala"
+    recentring_steps: int = 30
+    exact_weights: bool = False
+    steps_per_rung: int = 100
+    matching_fraction: float = 0.5
+    first_rung_factor: float = 1.0
+    polish_steps: int = 10_000
+    polish_particles: int = 4096
+    polish_refresh: int = 100
+    polish_chain_steps: int = 50
+    polish_rollout_every: int = 50
+    batch_size: int = 256
+    times_per_pair: int = 4
+    smallest_noise: float = 0.005
+    optimiser: str = "muon"
+    learning_rate: float = 5e-3
+    warmup_steps: int = 100
+    decay_from: float = 0.5
+    gradient_clip: float = 100.0
+    average_decay: float = 0.999
+    compile: bool = False
+    checkpoint_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_choice("objective", self.objective, OBJECTIVES)
+        _check_choice("coupling", self.coupling, tuple(COUPLINGS))
+        _check_choice("recentring", self.recentring, RECENTRINGS)
+        _check_choice("optimiser", self.optimiser, ("muon", "adamw"))
+        for name in ("cess", "smallest_noise"):
+            _check(0 < getattr(self, name) < 1, name, getattr(self, name), "between 0 and 1")
+        for name in ("matching_fraction", "decay_from"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _check(0 <= self.average_decay < 1, "average_decay", self.average_decay, "in [0, 1)")
+        for name in (
+            "n_particles rollout_steps steps_per_rung batch_size times_per_pair learning_rate "
+            "polish_particles polish_refresh polish_rollout_every gradient_clip first_rung_factor"
+        ).split():
+            _check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        for name in ("recentring_steps", "polish_steps", "polish_chain_steps", "warmup_steps"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.batch_size % self.times_per_pair:
+            raise ValueError(
+                f"recipe: batch_size = {self.batch_size} is not a multiple of times_per_pair = "
+                f"{self.times_per_pair}"
+            )
+        if self.exact_weights and self.objective != "wfm":
+            raise ValueError(
+                "recipe: exact_weights weighs samples of the field itself, for which only "
+                f"objective = 'wfm' is right, not {self.objective!r}"
+            )
+
+    @classmethod
+    def from_mapping(cls, table: Mapping[str, Any]) -> Recipe:
+        """The recipe of a TOML table; unknown names are refused with the nearest known one."""
+        types = {entry.name: entry.type for entry in dataclasses.fields(cls)}
+        for name in table:
+            if name not in types:
+                near = difflib.get_close_matches(name, types, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"recipe: unknown setting {name!r}{hint} Known: {sorted(types)}")
+        return cls(**{name: _as_type(name, value, types[name]) for name, value in table.items()})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return {**dataclasses.asdict(self), "network": dict(self.network)}
+
+    def save(self, path: Path, seed: int, system: str) -> None:
+        """Writes the settings, the seed and the system's name as TOML."""
+        settings = {"system": system, "seed": seed, **self.to_mapping()}
+        network = settings.pop("network")
+        lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+        lines += ["", "[network]"] + [f"{name} = {_toml(value)}" for name, value in network.items()]
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def load_recipe(path: Path) -> tuple[Recipe, int, str]:
+    """The recipe, the seed and the system's name in a run folder's recipe.toml."""
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        system, seed = settings.pop("system"), settings.pop("seed")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ValueError(f"{path} is not the recipe of a boltztilt run: {error}") from error
+    return Recipe.from_mapping(settings), seed, system
+
+
+def _as_type(name: str, value: Any, type_name: str) -> Any:
+    expected = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(type_name, Mapping)
+    wrong_bool = isinstance(value, bool) and type_name in ("int", "float")
+    if wrong_bool or not isinstance(value, expected):
+        raise TypeError(f"recipe: {name} = {value!r} must be of type {type_name}")
+    return float(value) if type_name == "float" else value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"recipe: {name} = {value!r} is unknown; choose one of {choices}")
+
+
+def _check(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"recipe: {name} = {value} must be {expected}")
