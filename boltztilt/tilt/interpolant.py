@@ -46,7 +46,8 @@ def draw_times(
 
 def interpolate(pairs: Pairs, times: Float[Tensor, "batch"]) -> Bridge:
     """The interpolant at the given times, whose number is a multiple of that of the pairs."""
-    pairs = Pairs(*(part.repeat(len(times) // len(part), *[1] * (part.dim() - 1)) for part in pairs))
+    n_blocks = len(times) // len(pairs.weights)
+    starts, ends = pairs.starts.repeat(n_blocks, 1, 1), pairs.ends.repeat(n_blocks, 1, 1)
     wide = times[:, None, None]
-    positions = (1 - wide) * pairs.starts + wide * pairs.ends
-    return Bridge(times, positions, pairs.ends - pairs.starts, pairs.weights)
+    positions = (1 - wide) * starts + wide * ends
+    return Bridge(times, positions, ends - starts, pairs.weights.repeat(n_blocks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from boltztilt.tilt.recipe import Recipe
 
@@ -62,7 +62,7 @@ class FieldOptimiser:
             part.load_state_dict(state)
 
 
-def hidden_matrices(field: nn.Module) -> Iterator[Tensor]:
+def hidden_matrices(field: nn.Module) -> Iterator[nn.Parameter]:
     """Matrices that act on learned features: all but those of the time features."""
     for name, parameter in field.named_parameters():
         if parameter.dim() == 2 and "time_features" not in name:
@@ -77,5 +77,5 @@ def update_average(average: nn.Module, field: nn.Module, decay: float, n_updates
             mean.lerp_(value, 1 - decay)
 
 
-def _adamw(parameters: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+def _adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)

@@ -15,6 +15,21 @@ from boltztilt.tilt.coupling import COUPLINGS
 
 OBJECTIVES = ("itm", "wfm", "etm")
 RECENTRINGS = ("mala", "random_walk", "none")
+POSITIVE = (
+    "n_particles",
+    "rollout_steps",
+    "steps_per_rung",
+    "first_rung_factor",
+    "polish_particles",
+    "polish_refresh",
+    "polish_rollout_every",
+    "batch_size",
+    "times_per_pair",
+    "learning_rate",
+    "gradient_clip",
+)
+NOT_NEGATIVE = ("recentring_steps", "polish_steps", "polish_chain_steps", "warmup_steps")
+TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -92,12 +107,9 @@ class Recipe:
         for name in ("matching_fraction", "decay_from"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         _check(0 <= self.average_decay < 1, "average_decay", self.average_decay, "in [0, 1)")
-        for name in (
-            "n_particles rollout_steps steps_per_rung batch_size times_per_pair learning_rate "
-            "polish_particles polish_refresh polish_rollout_every gradient_clip first_rung_factor"
-        ).split():
+        for name in POSITIVE:
             _check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        for name in ("recentring_steps", "polish_steps", "polish_chain_steps", "warmup_steps"):
+        for name in NOT_NEGATIVE:
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         if self.batch_size % self.times_per_pair:
             raise ValueError(
@@ -113,7 +125,7 @@ class Recipe:
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> Recipe:
         """The recipe of a TOML table; unknown names are refused with the nearest known one."""
-        types = {entry.name: entry.type for entry in dataclasses.fields(cls)}
+        types = {entry.name: str(entry.type) for entry in dataclasses.fields(cls)}
         for name in table:
             if name not in types:
                 near = difflib.get_close_matches(name, types, n=1)
@@ -146,7 +158,7 @@ def load_recipe(path: Path) -> tuple[Recipe, int, str]:
 
 
 def _as_type(name: str, value: Any, type_name: str) -> Any:
-    expected = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(type_name, Mapping)
+    expected = TYPES.get(type_name, Mapping)
     wrong_bool = isinstance(value, bool) and type_name in ("int", "float")
     if wrong_bool or not isinstance(value, expected):
         raise TypeError(f"recipe: {name} = {value!r} must be of type {type_name}")

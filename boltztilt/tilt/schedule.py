@@ -52,8 +52,8 @@ def choose_step(
     if conditional_ess(rewards, SMALLEST_STEP, log_weights) < target:
         n_finite = int(torch.isfinite(rewards).sum())
         raise ValueError(
-            f"no tilt step keeps a conditional ESS of {target}: {n_finite} of {len(rewards)} rewards "
-            "are finite; use a wider base or check the potential for NaN"
+            f"no tilt step keeps a conditional ESS of {target}: {n_finite} of {len(rewards)} "
+            "rewards are finite; use a wider base or check the potential for NaN"
         )
     for _ in range(N_BISECTIONS):
         middle = (low + high) / 2

@@ -28,6 +28,7 @@ from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.interpolant import Bridge
 from boltztilt.tilt.ladder import Rung, climb
 from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
@@ -40,8 +41,20 @@ from boltztilt.tilt.regression import (
 )
 
 LOG_COLUMNS = (
-    "stage rung a h cess step loss acceptance mean_reward mean_energy log_z n_energy seconds"
-).split()
+    "stage",
+    "rung",
+    "a",
+    "h",
+    "cess",
+    "step",
+    "loss",
+    "acceptance",
+    "mean_reward",
+    "mean_energy",
+    "log_z",
+    "n_energy",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -173,9 +186,8 @@ class TrainingRun:
         self.clock = now
 
     def _ladder_update(self) -> None:
-        if self.rung is None:
-            self._start_rung()
-        rung, step = self.rung, self.progress["stage_step"]
+        rung = self.rung if self.rung is not None else self._start_rung()
+        step = self.progress["stage_step"]
         fraction = self.recipe.matching_fraction
         matching = int((step + 1) * fraction) > int(step * fraction)
         if matching:
@@ -185,9 +197,7 @@ class TrainingRun:
             explicit = self.recipe.objective == "etm"
             weights = rung.scaled_rewards if explicit else rung.weights
             bridge = self._bridge(rung.particles, weights)
-            loss = tilting_loss(
-                self.velocity, self.old_field, bridge, rung, self.recipe.objective
-            )
+            loss = tilting_loss(self.velocity, self.old_field, bridge, rung, self.recipe.objective)
         self._descend(loss, self.recipe.learning_rate)
         if self.progress["stage_step"] >= self._rung_steps():
             self._finish_rung(rung)
@@ -202,7 +212,7 @@ class TrainingRun:
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
         self._descend(loss, recipe.learning_rate * min(1.0, max(left, 0.01)))
 
-    def _bridge(self, particles: Tensor, weights: Tensor):
+    def _bridge(self, particles: Tensor, weights: Tensor) -> Bridge:
         return draw_bridge(
             particles,
             weights,
@@ -230,9 +240,9 @@ class TrainingRun:
         first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
         return max(1, round(self.recipe.steps_per_rung * first))
 
-    def _start_rung(self) -> None:
+    def _start_rung(self) -> Rung:
         self.old_field.load_state_dict(self.average.state_dict())
-        self.rung = climb(
+        rung = climb(
             self.old_field,
             self.system.base,
             self.progress["a"],
@@ -241,9 +251,11 @@ class TrainingRun:
             self.device,
         )
         if self.recipe.objective == "etm":
-            refuse_explicit_on_singular_core(self.rung)
-        self.progress["acceptance"] = self.rung.acceptance
-        self.progress["mean_energy"] = self.rung.mean_energy
+            refuse_explicit_on_singular_core(rung)
+        self.progress["acceptance"] = rung.acceptance
+        self.progress["mean_energy"] = rung.mean_energy
+        self.rung = rung
+        return rung
 
     def _finish_rung(self, rung: Rung) -> None:
         progress = self.progress
