@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from boltztilt.analysis.annealing import anneal, next_step
+from boltztilt.analysis.annealing import anneal
 from boltztilt.analysis.free_energy import bar, tempered_log_z
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.systems.system import System
@@ -59,16 +59,6 @@ def test_annealed_chains_arrive_at_the_target():
     assert abs(energies.mean() - 3.0) < 4 * math.sqrt(3.0 / 2000)
     assert annealed.tilts[0] == 0.0
     assert annealed.tilts[-1] == 1.0
-
-
-def test_next_step_keeps_the_requested_effective_sample_size():
-    rewards = 50 * torch.randn(1000, generator=torch.Generator().manual_seed(2)).double()
-    step = next_step(rewards, 1.0, 0.8)
-    weights = (step * rewards).softmax(0)
-    assert 1 / (1000 * float(weights.square().sum())) == pytest.approx(0.8, abs=1e-6)
-    assert next_step(rewards * 1e-3, 0.25, 0.8) == 0.25
-    with pytest.raises(ValueError, match="finite energy"):
-        next_step(torch.full((3,), -math.inf, dtype=torch.float64), 1.0, 0.8)
 
 
 def test_too_few_chains_are_refused():

@@ -13,6 +13,7 @@ from torch import Tensor
 from boltztilt.energy import Potential, TiltedPotential, relative_reward
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.mcmc import hmc
+from boltztilt.tilt.schedule import choose_step
 
 
 class Annealed(NamedTuple):
@@ -54,7 +55,7 @@ def anneal(
     step_size, tilts = 0.2 * base.std, [0.0]
     while tilts[-1] < 1.0:
         rewards = relative_reward(energies, base, positions).nan_to_num(nan=-math.inf)
-        step = next_step(rewards, 1.0 - tilts[-1], cess)
+        step = choose_step(rewards, 1.0 - tilts[-1], cess)
         tilts.append(1.0 if step >= 1.0 - tilts[-1] else tilts[-1] + step)
         log_weights = (step * rewards).reshape(n_groups, -1)
         log_z += log_weights.logsumexp(1) - math.log(log_weights.shape[1])
@@ -66,24 +67,6 @@ def anneal(
         if progress is not None:
             progress(1.0 - math.log(tilts[-1]) / math.log(tilts[1]) if tilts[1] < 1.0 else 1.0)
     return Annealed(positions, log_z, step_size, tilts)
-
-
-def next_step(rewards: Float64[Tensor, "batch"], longest: float, cess: float) -> float:
-    """The largest h up to `longest` at which exp(h r) keeps the effective sample size `cess`."""
-
-    def kept(step: float) -> float:
-        weights = (step * rewards).softmax(0)
-        return 1.0 / (len(rewards) * float(weights.square().sum()))
-
-    if not torch.isfinite(rewards).any():
-        raise ValueError("no chain has a finite energy: is the base wide enough for this system?")
-    if kept(longest) >= cess:
-        return longest
-    low, high = math.log(longest) - 60.0, math.log(longest)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if kept(math.exp(middle)) >= cess else (low, middle)
-    return math.exp(low)
 
 
 def resample_groups(

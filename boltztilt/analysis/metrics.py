@@ -91,12 +91,13 @@ def pair_distance_wasserstein(
     order: int = 1,
 ) -> float:
     """The Wasserstein distance of the distributions of all pair distances, in length units."""
-    distances = [pair_distances(positions) for positions in (first, second)]
-    weights = [
-        None if given is None else given[:, None].expand_as(values).flatten()
-        for given, values in zip((first_weights, second_weights), distances, strict=True)
-    ]
-    return energy_wasserstein(distances[0].flatten(), distances[1].flatten(), *weights, order=order)
+    return energy_wasserstein(
+        pair_distances(first).flatten(),
+        pair_distances(second).flatten(),
+        _per_pair(first_weights, first),
+        _per_pair(second_weights, second),
+        order,
+    )
 
 
 def radial_distribution(
@@ -108,11 +109,10 @@ def radial_distribution(
 
     A finite cluster has no bulk density to divide by: the density integrates to one.
     """
-    distances = pair_distances(positions).double().cpu()
-    if weights is None:
-        weights = torch.ones(len(distances), dtype=torch.float64)
-    mass = weights.double()[:, None].expand_as(distances).flatten()
-    counts = torch.histogram(distances.flatten(), edges.double(), weight=mass).hist
+    distances = pair_distances(positions).double().cpu().flatten()
+    mass = _per_pair(weights, positions)
+    mass = torch.ones_like(distances) if mass is None else mass.double()
+    counts = torch.histogram(distances, edges.double(), weight=mass).hist
     return counts / (mass.sum() * edges.double().diff())
 
 
@@ -193,6 +193,14 @@ def noise_floor(
         dtype=torch.float64,
     )
     return Estimate(float(values.mean()), float(values.std()))
+
+
+def _per_pair(
+    weights: Tensor | None, positions: Float[Tensor, "batch atoms dims"]
+) -> Tensor | None:
+    """The weight of each pair distance: that of its configuration."""
+    n_atoms = positions.shape[1]
+    return None if weights is None else weights.repeat_interleave(n_atoms * (n_atoms - 1) // 2)
 
 
 def _quantiles(values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def log_weight_figure(
 
 
 def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """How training climbed: tilt, conditional ESS, energy, acceptance, loss and measured ESS."""
+    """How training climbed: tilt, conditional ESS, energy, acceptance, log Z and loss."""
     minutes = _column(rows, "seconds") / 60
     figure, panels = _new_figure(rows=3, columns=2)
     rung = _column(rows, "rung")
@@ -116,6 +116,7 @@ def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
         (panels[0][1], "cess", "conditional ESS"),
         (panels[1][0], "mean_energy", "<U> of the particles (kT)"),
         (panels[1][1], "acceptance", "acceptance of MCMC"),
+        (panels[2][0], "log_z", "log Z up to a"),
     ):
         _measured(axes, rung, _column(rows, name))
         axes.set(xlabel="rung", ylabel=label)
@@ -123,13 +124,8 @@ def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
     panels[1][0].set_yscale("symlog", linthresh=10)
     for axes in (panels[0][1], panels[1][1]):
         axes.set_ylim(0, 1)
-    for axes, name, label in (
-        (panels[2][0], "loss", "loss"),
-        (panels[2][1], "ess", "measured ESS"),
-    ):
-        _measured(axes, minutes, _column(rows, name))
-        axes.set(xlabel="time (min)", ylabel=label)
-    panels[2][1].set_ylim(bottom=0)
+    _measured(panels[2][1], minutes, _column(rows, "loss"))
+    panels[2][1].set(xlabel="time (min)", ylabel="loss")
     return figure
 
 

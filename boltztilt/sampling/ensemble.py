@@ -232,7 +232,7 @@ class Ensemble:
         arrays["system"] = np.array(self.system.name)
         arrays["info"] = np.array(json.dumps(plain(self.info)))
         with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | Path, system: System | None = None) -> Ensemble:

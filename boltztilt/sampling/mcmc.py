@@ -83,6 +83,7 @@ def mala(
     _check(n_steps, step_size)
 
     def propose(state: ChainState, step_size: float) -> _Proposal:
+        assert state.forces is not None
         noise = _normal(state.positions, generator, potential.centered)
         drift = truncated_drift(state.forces, step_size)
         moved = state.positions + drift + step_size * noise
@@ -116,6 +117,7 @@ def hmc(
         raise ValueError(f"n_leapfrog is {n_leapfrog}; give at least 1 leapfrog step")
 
     def propose(state: ChainState, step_size: float) -> _Proposal:
+        assert state.forces is not None
         step = step_size * (0.8 + 0.4 * float(_uniform(1, generator)))
         start = _normal(state.positions, generator, potential.centered)
         momenta, moved, forces = start, state.positions, state.forces
