@@ -198,7 +198,7 @@ def sample(
             progress=progress,
         )
     if density and solver == "rk4":
-        raw.info["integration_error"] = sampler.integration_error(raw)
+        raw.info["integration_error"] = sampler.integration_error(raw, n=100)
     rows = console.sample_rows(raw)
     final = raw.resample(n, seed=seed) if resample else raw
     if refine:
@@ -283,7 +283,8 @@ def train(
     except KeyboardInterrupt:
         print(f"stopped; {next_command(name, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    console.print_table(f"trained {name}", console.report_rows(sampler.metadata))
+    figures = {key: value for key, value in sampler.metadata.items() if key != "recipe"}
+    console.print_table(f"trained {name}", console.report_rows(figures))
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 

@@ -81,7 +81,7 @@ def system_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def training_words(system_file):
     """The arguments of a training that takes seconds, all but the run folder."""
-    return ["train", system_file, "--quiet", "--set", "warmup_steps=5"]
+    return ["train", system_file, "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_info_states_the_energy_convention(system_file, run_folder):
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".dcd", 1e-6), (".xtc", 6e-4), (".pdb", 6e-5)])
 def test_written_trajectory_opens_in_mdtraj(run_folder, tmp_path, suffix, tolerance):
     output = tmp_path / f"out{suffix}"
-    result = boltztilt("sample", run_folder, "-n", 5, "-o", output, "--seed", 3)
+    result = boltztilt("sample", run_folder, "-n", 5, "-o", output, "--steps", 4)
     assert result.exit_code == 0, result.output
     trajectory = mdtraj.load(str(output), top=str(tmp_path / "out.pdb"))
     with np.load(tmp_path / "out.npz") as saved:
@@ -171,7 +171,8 @@ def test_written_trajectory_opens_in_mdtraj(run_folder, tmp_path, suffix, tolera
 
 
 def test_sample_prints_the_figures_of_its_report(run_folder, tmp_path):
-    result = boltztilt("sample", run_folder, "-n", 200, "-o", tmp_path / "out.npz")
+    result = boltztilt("sample", run_folder, "-n", 50, "-o", tmp_path / "out.npz", "--steps", 4)
+    assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out.report.json").read_text())
     assert f"{report['ess']:.1%}" in result.stdout
     for words in ("<U> raw", "<U> reweighted", "log Z", "energy calls", "integration error"):
@@ -179,25 +180,30 @@ def test_sample_prints_the_figures_of_its_report(run_folder, tmp_path):
 
 
 def test_sample_without_density_has_no_weights(run_folder, tmp_path):
-    result = boltztilt("sample", run_folder, "-n", 4, "-o", tmp_path / "out.npz", "--no-density")
+    result = boltztilt(
+        "sample", run_folder, "-n", 4, "-o", tmp_path / "out.npz", "--no-density", "--steps", 2
+    )
     assert result.exit_code == 0, result.output
     assert "log Z" not in result.stdout
 
 
 def test_resampled_and_refined_structures_have_the_energy_of_the_target(run_folder, tmp_path):
     output = tmp_path / "out.npz"
-    options = ["--resample", "--refine", 5, "--quiet"]
-    result = boltztilt("sample", run_folder, "-n", 2000, "-o", output, *options)
+    options = ["--resample", "--refine", 20, "--steps", 6, "--quiet"]
+    result = boltztilt("sample", run_folder, "-n", 1000, "-o", output, *options)
     assert result.exit_code == 0, result.output
     with np.load(output) as saved:
         energies = saved["energies"]
-    standard_error = np.sqrt(3.0 / 2000)  # six degrees of freedom: <U> = 3, variance 3
+    standard_error = np.sqrt(3.0 / 1000)  # six degrees of freedom: <U> = 3, variance 3
     assert abs(energies.mean() - 3.0) < 4 * standard_error
 
 
 def test_the_seed_decides_the_sample(run_folder, tmp_path):
+    options = ["-n", 3, "--steps", 2, "--no-density", "--quiet"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        boltztilt("sample", run_folder, "-n", 3, "-o", tmp_path / f"{name}.npz", "--seed", seed)
+        output = tmp_path / f"{name}.npz"
+        result = boltztilt("sample", run_folder, "-o", output, "--seed", seed, *options)
+        assert result.exit_code == 0, result.output
     first, same, other = (np.load(tmp_path / f"{name}.npz")["positions"] for name in "abc")
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
