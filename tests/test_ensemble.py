@@ -38,8 +38,8 @@ def importance_sample(n, seed, with_density=True):
 
 
 def test_weights_and_free_energy_agree_with_closed_forms():
-    ensemble = importance_sample(50_000, 0)
-    assert abs(ensemble.ess - ESS) < 0.01
+    ensemble = importance_sample(20_000, 0)
+    assert abs(ensemble.ess - ESS) < 0.015
     assert abs(ensemble.log_z.value - LOG_Z) < 3.5 * ensemble.log_z.error
     gap = 0.5 * DOF * (STIFFNESS - 1 - math.log(STIFFNESS))
     assert abs(ensemble.elbo.value - (LOG_Z - gap)) < 3.5 * ensemble.elbo.error
@@ -49,7 +49,7 @@ def test_weights_and_free_energy_agree_with_closed_forms():
 
 
 def test_errors_are_the_spread_over_independent_samples():
-    ensembles = [importance_sample(400, seed) for seed in range(200)]
+    ensembles = [importance_sample(400, seed) for seed in range(120)]
     truths = {"log_z": LOG_Z, "energy": DOF / 2}
     estimates = {
         "log_z": [ensemble.log_z for ensemble in ensembles],
@@ -57,7 +57,7 @@ def test_errors_are_the_spread_over_independent_samples():
     }
     for name, truth in truths.items():
         z = torch.tensor([(e.value - truth) / e.error for e in estimates[name]])
-        assert abs(z.mean()) < 0.35, name  # the ratio and the log are biased by O(1/N)
+        assert abs(z.mean()) < 0.4, name  # the ratio and the log are biased by O(1/N)
         assert 0.8 < z.std() < 1.3, name
 
 

@@ -42,12 +42,12 @@ def test_annealed_chains_give_log_z_of_a_harmonic_well(centered):
     potential = Harmonic(4, stiffness=9.0, centered=centered)
     system = System("well", potential)
     estimates = [
-        tempered_log_z(system, n_chains=400, n_groups=8, n_steps=3, n_leapfrog=3, seed=seed)
-        for seed in range(8)
+        tempered_log_z(system, n_chains=240, n_groups=8, n_steps=3, n_leapfrog=3, seed=seed)
+        for seed in range(5)
     ]
     z = torch.tensor([(e.value - potential.log_z) / e.error for e in estimates])
-    assert abs(z.mean()) < 3.5 / math.sqrt(8) * 1.2
-    assert max(e.error for e in estimates) < 0.3
+    assert abs(z.mean()) < 3.5 / math.sqrt(5) * 1.2
+    assert max(e.error for e in estimates) < 0.4
 
 
 def test_annealed_chains_arrive_at_the_target():

@@ -138,7 +138,7 @@ def geometric_wasserstein(
     first: Float[Tensor, "first atoms dims"],
     second: Float[Tensor, "second atoms dims"],
     species: Sequence[int],
-    n: int = 100,
+    n: int = 64,
     seed: int = 0,
     allow_reflection: bool = True,
 ) -> float:
