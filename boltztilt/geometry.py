@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -50,7 +51,7 @@ def optimal_permutation(
     different = species[:, None] != species[None, :]
     cost = cost.masked_fill(different, 1e6).cpu().numpy()
     orders = [linear_sum_assignment(matrix)[1] for matrix in cost]
-    return torch.as_tensor(orders, device=mobile.device)
+    return torch.as_tensor(np.stack(orders), device=mobile.device)
 
 
 def permute(

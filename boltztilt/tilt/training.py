@@ -144,6 +144,7 @@ class TrainingRun:
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
         self.velocity = compiled(self.field, recipe.compile)
+        self.old_velocity = compiled(self.old_field, recipe.compile)
         self.optimiser = FieldOptimiser(self.field, recipe)
         self.potential = CountedPotential(system.potential)
         self.chains = Chains(
@@ -197,7 +198,7 @@ class TrainingRun:
             explicit = self.recipe.objective == "etm"
             weights = rung.scaled_rewards if explicit else rung.weights
             bridge = self._bridge(rung.particles, weights)
-            loss = tilting_loss(self.velocity, self.old_field, bridge, rung, self.recipe.objective)
+            loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, self.recipe.objective)
         self._descend(loss, self.recipe.learning_rate)
         if self.progress["stage_step"] >= self._rung_steps():
             self._finish_rung(rung)
@@ -243,7 +244,7 @@ class TrainingRun:
     def _start_rung(self) -> Rung:
         self.old_field.load_state_dict(self.average.state_dict())
         rung = climb(
-            self.old_field,
+            self.old_velocity,
             self.system.base,
             self.progress["a"],
             self.recipe,
@@ -274,8 +275,9 @@ class TrainingRun:
         """Moves the particles along their chains, or starts them anew from rollouts."""
         recipe = self.recipe
         if refreshment % recipe.polish_rollout_every == 0:
+            self.old_field.load_state_dict(self.average.state_dict())
             self.particles, _ = rollouts(
-                self.average,
+                self.old_velocity,
                 self.system.base,
                 recipe.polish_particles,
                 recipe.rollout_steps,
