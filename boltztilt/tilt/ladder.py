@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -74,19 +75,22 @@ def climb(
         )
         if not recipe.exact_weights:
             particles, _ = chains.run(particles, a, recipe.recentring_steps)
+    sound = torch.isfinite(particles).flatten(1).all(dim=1)  # paths that did not diverge
+    particles, log_density = particles[sound], log_density[sound]
     reward = rewards(chains.potential, base, particles)
     prior = torch.zeros_like(reward)
-    if recipe.exact_weights:
+    if recipe.exact_weights and a > 0:
         # log rho_a - log q: the weights that repair whatever the field got wrong so far
-        finite = torch.where(torch.isfinite(reward), reward, 0.0)
-        prior = base.log_density(particles) + a * finite - log_density
+        prior = base.log_density(particles) + a * reward - log_density
+        prior = torch.where(torch.isfinite(prior), prior, -torch.inf)
     step = choose_step(reward, 1.0 - a, recipe.cess, prior)
     scaled = step * reward
     if not bool(torch.isfinite(reward).all()):
         scaled = torch.where(torch.isfinite(reward), scaled, -torch.inf)
     weights = tilt_weights(prior + scaled)
-    log_z_change = torch.logsumexp(prior + scaled, 0) - torch.log(torch.tensor(float(len(reward))))
-    shares = prior.softmax(0)
+    n_drawn = recipe.n_particles if recipe.exact_weights else len(reward)
+    log_z_change = torch.logsumexp(prior + scaled, 0) - math.log(n_drawn)
+    shares = torch.where(torch.isfinite(reward), prior, -torch.inf).softmax(0)
     mean_reward = (shares * torch.where(torch.isfinite(reward), reward, 0.0)).sum()
     matching = resample(particles, weights, chains.generator)
     new_a = 1.0 if a + step > 1 - 1e-9 else a + step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,13 @@ POSITIVE = (
     "learning_rate",
     "gradient_clip",
 )
-NOT_NEGATIVE = ("recentring_steps", "polish_steps", "polish_chain_steps", "warmup_steps")
+NOT_NEGATIVE = (
+    "recentring_steps",
+    "polish_steps",
+    "polish_chain_steps",
+    "warmup_steps",
+    "checkpoint_minutes",
+)
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
@@ -129,8 +136,8 @@ class Recipe:
         for name in table:
             if name not in types:
                 near = difflib.get_close_matches(name, types, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"recipe: unknown setting {name!r}{hint} Known: {sorted(types)}")
+                hint = f" did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"recipe: unknown setting {name!r};{hint} known: {sorted(types)}")
         return cls(**{name: _as_type(name, value, types[name]) for name, value in table.items()})
 
     def to_mapping(self) -> dict[str, Any]:
@@ -166,9 +173,9 @@ def _as_type(name: str, value: Any, type_name: str) -> Any:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    """The value in TOML, which writes strings, truth values and lists as JSON does."""
+    is_json = isinstance(value, bool | str | list | tuple)
+    return json.dumps(value, ensure_ascii=False) if is_json else repr(value)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

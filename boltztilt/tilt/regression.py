@@ -71,8 +71,9 @@ def refuse_explicit_on_singular_core(rung: Rung) -> None:
     """
     reward = rung.scaled_rewards / rung.step
     magnitude = (reward - reward.median()).abs()
-    share = float(magnitude.max() / magnitude.sum())
-    if rung.a == 0 and (not torch.isfinite(reward).all() or share > 0.1):
+    finite = bool(torch.isfinite(reward).all())
+    share = float(magnitude.max() / magnitude.sum()) if finite else 1.0
+    if rung.a == 0 and share > 0.1:
         raise ValueError(
             "explicit tilt matching (objective = 'etm') needs a finite mean reward at a = 0, but "
             f"one of {len(reward)} base samples carries {100 * share:.0f} % of the total |r|: the "

@@ -49,7 +49,7 @@ def choose_step(
     if conditional_ess(rewards, largest, log_weights) >= target:
         return largest
     low, high = math.log(SMALLEST_STEP), math.log(largest)
-    if conditional_ess(rewards, SMALLEST_STEP, log_weights) < target:
+    if not conditional_ess(rewards, SMALLEST_STEP, log_weights) >= target:  # also where it is NaN
         n_finite = int(torch.isfinite(rewards).sum())
         raise ValueError(
             f"no tilt step keeps a conditional ESS of {target}: {n_finite} of {len(rewards)} "

@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import io
+import math
 import platform
 import shutil
 import signal
@@ -198,7 +199,9 @@ class TrainingRun:
             explicit = self.recipe.objective == "etm"
             weights = rung.scaled_rewards if explicit else rung.weights
             bridge = self._bridge(rung.particles, weights)
-            loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, self.recipe.objective)
+            loss = tilting_loss(
+                self.velocity, self.old_velocity, bridge, rung, self.recipe.objective
+            )
         self._descend(loss, self.recipe.learning_rate)
         if self.progress["stage_step"] >= self._rung_steps():
             self._finish_rung(rung)
@@ -228,6 +231,7 @@ class TrainingRun:
         progress = self.progress
         warm = min(1.0, (progress["n_updates"] + 1) / max(self.recipe.warmup_steps, 1))
         loss.backward()
+        value = float(loss.detach())
         if not self.optimiser.step(learning_rate * warm):
             progress["n_skipped"] += 1
         decay = self.recipe.average_decay
@@ -235,7 +239,8 @@ class TrainingRun:
         progress["n_updates"] += 1
         progress["stage_step"] += 1
         memory = 0.98 if progress["n_updates"] > 1 else 0.0
-        progress["loss"] = memory * progress["loss"] + (1 - memory) * float(loss.detach())
+        if math.isfinite(value):
+            progress["loss"] = memory * progress["loss"] + (1 - memory) * value
 
     def _rung_steps(self) -> int:
         first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
@@ -288,8 +293,12 @@ class TrainingRun:
         steps = recipe.polish_chain_steps
         self.particles, acceptance = self.chains.run(self.particles, 1.0, steps)
         energy = self.potential.energy(self.particles).double()
+        finite = torch.isfinite(energy) & torch.isfinite(self.particles).flatten(1).all(dim=1)
+        if not finite.any():
+            raise ValueError(f"none of {len(energy)} polishing particles has a finite energy")
+        self.particles = self.particles[finite]
         self.progress["acceptance"] = acceptance
-        self.progress["mean_energy"] = float(energy[torch.isfinite(energy)].mean())
+        self.progress["mean_energy"] = float(energy[finite].mean())
         if refreshment > 0:
             self._log(h=0.0, cess=float("nan"), mean_reward=float("nan"))
 
