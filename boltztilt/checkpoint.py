@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from boltztilt.files import atomic_path
@@ -18,8 +20,6 @@ FORMAT = "boltztilt-weights-1"
 
 def save_weights(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes the tensors and their metadata to a safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
-
     header = {"format": FORMAT, "metadata": json.dumps(plain(metadata))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_path(path) as temporary:
@@ -33,8 +33,6 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or was written by another program.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such weights file: {path}")

@@ -49,8 +49,8 @@ def optimal_permutation(
     """
     cost = -(target @ mobile.transpose(-1, -2))
     different = species[:, None] != species[None, :]
-    cost = cost.masked_fill(different, 1e6).cpu().numpy()
-    orders = [linear_sum_assignment(matrix)[1] for matrix in cost]
+    matrices = cost.masked_fill(different, 1e6).cpu().numpy()
+    orders = [linear_sum_assignment(matrix)[1] for matrix in matrices]
     return torch.as_tensor(np.stack(orders), device=mobile.device)
 
 

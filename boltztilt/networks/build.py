@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from boltztilt.systems.system import System
+from boltztilt.networks.egnn import EGNN
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.networks.perceptron import Perceptron
+from boltztilt.systems.system import System
 
 KINDS = ("local_density", "egnn", "perceptron")
 
@@ -21,33 +23,29 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
     """
     arguments = dict(settings)
     kind = arguments.pop("kind", "local_density")
+    if kind not in KINDS:
+        raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if kind != "perceptron":
+        _check_symmetries(kind, system)
     try:
-        return _build(kind, arguments, system)
+        if kind == "perceptron":
+            return Perceptron(system.n_atoms, system.n_dims, **arguments)
+        if kind == "egnn":
+            return EGNN(system.species, **arguments)
+        return LocalDensityField(**arguments)
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
 
 
-def _build(kind: str, arguments: dict[str, Any], system: System) -> nn.Module:
-    if kind == "perceptron":
-        from boltztilt.networks.perceptron import Perceptron
-
-        return Perceptron(system.n_atoms, system.n_dims, **arguments)
-    if kind not in KINDS:
-        raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+def _check_symmetries(kind: str, system: System) -> None:
+    """Refuses systems that tell apart what the network cannot."""
     if not system.potential.centered:
         raise ValueError(
             f"network {kind!r} does not change under translation but the potential of "
             f"{system.name!r} does; use kind = 'perceptron', or a potential with centered = True"
         )
-    if kind == "egnn":
-        from boltztilt.networks.egnn import EGNN
-
-        return EGNN(system.species, **arguments)
-    if len(set(system.species)) > 1:
+    if kind == "local_density" and len(set(system.species)) > 1:
         raise ValueError(
             f"the local-density field treats all atoms alike but {system.name!r} has species "
             f"{sorted(set(system.species))}; use kind = 'egnn'"
         )
-    from boltztilt.networks.local_density import LocalDensityField
-
-    return LocalDensityField(**arguments)

@@ -1,14 +1,13 @@
 """The local-density velocity field: one message deep, so that its exact divergence costs O(n²).
 
 Every atom sees the others only through its own edges. Moving atom i therefore changes the features
-of another atom j through the single edge (i, j), and the trace of the Jacobian needs one directional
-derivative per edge instead of one Jacobian-vector product per coordinate.
+of another atom j through the single edge (i, j), and the trace of the Jacobian needs one
+directional derivative per edge instead of one Jacobian-vector product per coordinate.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,48 +16,18 @@ from torch.nn.functional import silu
 
 from boltztilt.geometry import remove_mean
 from boltztilt.networks.harmonics import harmonics, softened_length
+from boltztilt.networks.local_density_divergence import velocity_and_divergence
+from boltztilt.networks.local_density_features import (
+    DENSITY_SCALE,
+    SOFTENING,
+    EdgeActivations,
+    NodeFeatures,
+    PairGeometry,
+    TimeModulation,
+)
 from boltztilt.networks.pair_layout import PairLayout
 from boltztilt.networks.radial import WarpedBumps
 from boltztilt.networks.time_features import TimeFeatures
-
-SOFTENING = 0.1
-"""Distance, in units of the core, below which angular features fade."""
-
-
-class PairGeometry(NamedTuple):
-    """Vectors x_i - x_j of all pairs i < j, their lengths and softened harmonics by degree."""
-
-    vectors: Float[Tensor, "batch pairs 3"]
-    distances: Float[Tensor, "batch pairs"]
-    softened: Float[Tensor, "batch pairs"]
-    harmonics: list[Tensor]
-
-
-class NodeFeatures(NamedTuple):
-    """What an atom sends to its edges: an embedding, gates of the output, weights of vectors."""
-
-    pre_activation: Float[Tensor, "batch atoms hidden"]
-    embedding: Float[Tensor, "batch atoms hidden"]
-    gates: Float[Tensor, "batch atoms hidden"]
-    vector_weights: Float[Tensor, "batch atoms channels"]
-
-
-class EdgeActivations(NamedTuple):
-    """Pre-activations of the two layers of the edge perceptron and its output."""
-
-    first: Float[Tensor, "batch pairs hidden"]
-    second: Float[Tensor, "batch pairs hidden"]
-    output: Float[Tensor, "batch pairs hidden"]
-
-
-class TimeModulation(NamedTuple):
-    """Scales and shifts of hidden layers, and gates of the output, set by the time."""
-
-    node_scale: Float[Tensor, "batch 1 hidden"]
-    node_shift: Float[Tensor, "batch 1 hidden"]
-    edge_scale: Float[Tensor, "batch 1 hidden"]
-    edge_shift: Float[Tensor, "batch 1 hidden"]
-    gates: Float[Tensor, "batch 1 hidden"]
 
 
 class LocalDensityField(nn.Module):
@@ -146,8 +115,6 @@ class LocalDensityField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
         """The velocity and its exact divergence at the cost of a few evaluations."""
-        from boltztilt.networks.local_density_divergence import velocity_and_divergence
-
         return velocity_and_divergence(self, times, positions)
 
     def pair_geometry(self, positions: Tensor, layout: PairLayout) -> PairGeometry:
@@ -161,7 +128,10 @@ class LocalDensityField(nn.Module):
         return PairGeometry(vectors, distances, softened, by_degree)
 
     def densities(
-        self, radial: Float[Tensor, "batch pairs densities"], geometry: PairGeometry, layout: PairLayout
+        self,
+        radial: Float[Tensor, "batch pairs densities"],
+        geometry: PairGeometry,
+        layout: PairLayout,
     ) -> list[Float[Tensor, "batch atoms channels orders"]]:
         """A_i by degree, each scaled to a variance of order one for a dozen neighbours."""
         by_degree = []
@@ -260,7 +230,3 @@ class LocalDensityField(nn.Module):
         noise = 1 - times
         skip = (times - noise) / (times.square() + noise.square())
         return skip, noise / torch.sqrt(noise.square() + self.noise_scale**2)
-
-
-DENSITY_SCALE = 0.3
-"""Scale of a density: about one over the square root of a dozen neighbours."""

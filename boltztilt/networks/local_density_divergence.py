@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import silu
 
 from boltztilt.geometry import pair_indices
 from boltztilt.networks.harmonics import gradient_tensor
+from boltztilt.networks.local_density_features import (
+    DENSITY_SCALE,
+    EdgeActivations,
+    NodeFeatures,
+    PairGeometry,
+    TimeModulation,
+)
 from boltztilt.networks.pair_layout import PairLayout
 
 if TYPE_CHECKING:
-    from boltztilt.networks.local_density import (
-        EdgeActivations,
-        LocalDensityField,
-        NodeFeatures,
-        PairGeometry,
-        TimeModulation,
-    )
+    from boltztilt.networks.local_density import LocalDensityField
 
 
 class DegreeTangents(NamedTuple):
@@ -111,8 +111,6 @@ def density_tangents(
     dense: DenseLayout,
 ) -> list[DegreeTangents]:
     """Derivatives of the densities of all degrees and of their projections on the edges."""
-    from boltztilt.networks.local_density import DENSITY_SCALE
-
     vectors = dense.expand(geometry.vectors, odd=True)
     inverse_softened = dense.expand(1 / geometry.softened).unsqueeze(-1)
     distances = dense.expand(geometry.distances).unsqueeze(-1)
@@ -215,9 +213,7 @@ def vector_trace(
 ) -> Float[Tensor, "batch"]:
     """Trace of the vector term sum_c psi_c A^1c over the axes that exist."""
     weight_rate = own_rate @ field.node_vectors.weight.T
-    turning = torch.einsum(
-        "bnac,bnca->b", weight_rate[..., :n_dims, :], densities[1][..., :n_dims]
-    )
+    turning = torch.einsum("bnac,bnca->b", weight_rate[..., :n_dims, :], densities[1][..., :n_dims])
     stretching = tangent.own.diagonal(dim1=-2, dim2=-1)[..., :n_dims].sum(-1)
     return turning + (nodes.vector_weights * stretching).sum(dim=(-1, -2))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,16 +15,14 @@ from boltztilt.sampling.divergence import brute_force_divergence
 class Perceptron(nn.Module):
     """v(t, x) = skip(t) x + MLP(x, features of t), for toy densities in a few dimensions."""
 
-    def __init__(
-        self, n_atoms: int, n_dims: int, n_hidden: int = 64, n_layers: int = 3
-    ) -> None:
+    def __init__(self, n_atoms: int, n_dims: int, n_hidden: int = 64, n_layers: int = 3) -> None:
         super().__init__()
         n_inputs = n_atoms * n_dims
         self.time_features = TimeFeatures(n_hidden)
         sizes = [n_inputs + n_hidden] + [n_hidden] * n_layers
         layers = [
             layer
-            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for n_in, n_out in pairwise(sizes)
             for layer in (nn.Linear(n_in, n_out), nn.SiLU())
         ]
         self.layers = nn.Sequential(*layers, nn.Linear(n_hidden, n_inputs))

@@ -16,9 +16,11 @@ class WarpedBumps(nn.Module):
     """`n_radial` bumps (1 - (w - k)²/h²)³ in the warped distance w(d), zero beyond |w - k| = h.
 
     The warp w(d) = (spread/resolution) asinh((d - core)/spread) has slope 1/resolution at the core
-    distance and grows logarithmically far away, so that bumps sit `resolution` apart at the core and
-    ever coarser away from it. They are evenly spaced in w and cover d = 0 up to `reach`.
+    distance and grows logarithmically far away, so that bumps sit `resolution` apart at the core
+    and ever coarser away from it. They are evenly spaced in w and cover d = 0 up to `reach`.
     """
+
+    centres: Tensor
 
     def __init__(self, n_radial: int, core: float, spread: float, reach: float) -> None:
         super().__init__()

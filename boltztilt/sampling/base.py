@@ -47,9 +47,7 @@ class Gaussian:
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
         return self.std * (remove_mean(noise) if self.centered else noise)
 
-    def log_density(
-        self, positions: Float[Tensor, "batch atoms dims"]
-    ) -> Float64[Tensor, "batch"]:
+    def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
         """Normalised log-density in float64."""
         squares = positions.double().square().sum(dim=(-1, -2))
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2)

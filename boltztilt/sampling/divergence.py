@@ -27,7 +27,7 @@ def brute_force_divergence(
         for axis in range(positions.shape[2]):
             direction = torch.zeros_like(positions)
             direction[:, atom, axis] = 1.0
-            _, change = torch.func.jvp(at_time, (positions,), (direction,))
+            change = torch.func.jvp(at_time, (positions,), (direction,))[1]
             divergence = divergence + change[:, atom, axis]
     return value, divergence
 
@@ -47,5 +47,5 @@ def hutchinson_divergence(
     """
     probe = torch.randint(0, 2, positions.shape, generator=generator, device=positions.device)
     probe = probe.to(positions.dtype) * 2 - 1
-    value, change = torch.func.jvp(lambda x: velocity(times, x), (positions,), (probe,))
+    value, change = torch.func.jvp(lambda x: velocity(times, x), (positions,), (probe,))[:2]
     return value, (probe * change).sum(dim=(-1, -2))

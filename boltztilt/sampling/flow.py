@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -17,7 +18,7 @@ class FlowResult(NamedTuple):
 
 
 def warped_grid(n_steps: int, power: float = 1.4) -> Float64[Tensor, "times"]:
-    """Times `1 - (1 - k/n_steps)^power`, k = 0..n_steps: finer towards t = 1, where fields stiffen."""
+    """Times `1 - (1 - k/n_steps)^power`, finer towards t = 1, where fields stiffen."""
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; a flow needs at least one step")
     return 1 - (1 - torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)) ** power
@@ -27,7 +28,7 @@ class _Rate:
     """Right-hand side (dx/dt, d log q/dt) of the flow, with or without the density."""
 
     def __init__(self, field: torch.nn.Module, with_density: bool) -> None:
-        self.field = field
+        self.field: Any = field
         self.with_density = with_density
 
     def __call__(self, time: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def integrate(
     change = torch.zeros(positions.shape[0], dtype=torch.float64, device=positions.device)
     times = times.to(positions.device)
     with torch.no_grad():
-        for start, stop in zip(times[:-1], times[1:], strict=True):
+        for start, stop in pairwise(times):
             step = stop - start
             middle = start + step / 2
             h = step.to(positions)

@@ -1,0 +1,50 @@
+"""What the parts of the local-density field hand to each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+SOFTENING = 0.1
+"""Distance, in units of the core, below which angular features fade."""
+
+DENSITY_SCALE = 0.3
+"""Scale of a density: about one over the square root of a dozen neighbours."""
+
+
+class PairGeometry(NamedTuple):
+    """Vectors x_i - x_j of all pairs i < j, their lengths and softened harmonics by degree."""
+
+    vectors: Float[Tensor, "batch pairs 3"]
+    distances: Float[Tensor, "batch pairs"]
+    softened: Float[Tensor, "batch pairs"]
+    harmonics: list[Tensor]
+
+
+class NodeFeatures(NamedTuple):
+    """What an atom sends to its edges: an embedding, gates of the output, weights of vectors."""
+
+    pre_activation: Float[Tensor, "batch atoms hidden"]
+    embedding: Float[Tensor, "batch atoms hidden"]
+    gates: Float[Tensor, "batch atoms hidden"]
+    vector_weights: Float[Tensor, "batch atoms channels"]
+
+
+class EdgeActivations(NamedTuple):
+    """Pre-activations of the two layers of the edge perceptron and its output."""
+
+    first: Float[Tensor, "batch pairs hidden"]
+    second: Float[Tensor, "batch pairs hidden"]
+    output: Float[Tensor, "batch pairs hidden"]
+
+
+class TimeModulation(NamedTuple):
+    """Scales and shifts of hidden layers, and gates of the output, set by the time."""
+
+    node_scale: Float[Tensor, "batch 1 hidden"]
+    node_shift: Float[Tensor, "batch 1 hidden"]
+    edge_scale: Float[Tensor, "batch 1 hidden"]
+    edge_shift: Float[Tensor, "batch 1 hidden"]
+    gates: Float[Tensor, "batch 1 hidden"]
