@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+
+class Solver(StrEnum):
+    """Integrators of the flow."""
+
+    rk4 = "rk4"
+    dopri5 = "dopri5"
 
 
 class OneLineErrors(TyperGroup):
@@ -65,6 +73,7 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a system TOML.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
+Steps = Annotated[int, typer.Option("--steps", help="Steps of the RK4 solver.", min=1)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
@@ -149,8 +158,8 @@ def sample(
         typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
     ] = None,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20,
-    solver: Annotated[str, typer.Option(help="rk4, or dopri5 (adaptive).")] = "rk4",
+    steps: Steps = 20,
+    solver: Annotated[Solver, typer.Option(help="dopri5 chooses its own steps.")] = Solver.rk4,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
     ] = True,
@@ -194,10 +203,10 @@ def sample(
             n_steps=steps,
             batch_size=batch_size,
             with_density=density,
-            solver=solver,
+            solver=solver.value,
             progress=progress,
         )
-    if density and solver == "rk4":
+    if density and solver is Solver.rk4:
         raw.info["integration_error"] = sampler.integration_error(raw, n=100)
     rows = console.sample_rows(raw)
     final = raw.resample(n, seed=seed) if resample else raw
@@ -353,6 +362,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder of the report and the plots.")
     ] = None,
     seed: Seed = 0,
+    steps: Steps = 20,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -362,7 +372,7 @@ def evaluate(
 
     [bold]Examples[/bold]
       boltztilt evaluate runs/lj13
-      boltztilt evaluate lj13 -n 10000 -o lj13_evaluation --reference lj13_reference.npz
+      boltztilt evaluate lj13 -o lj13_evaluation --reference lj13_reference.npz
     """
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
@@ -370,7 +380,7 @@ def evaluate(
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
-        report = evaluate_sampler(sampler, samples, n=n, seed=seed, out=folder, progress=progress)
+        report = evaluate_sampler(sampler, samples, n, seed, folder, progress, steps)
     console.print_table(
         f"{sampler.system.name}: {sampler.system.convention}", console.report_rows(report)
     )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from boltztilt import __version__, cli
+from boltztilt.sampling.sampler import SOLVERS
 from boltztilt.systems.system import load_system
 
 SYSTEM = """
@@ -288,7 +289,9 @@ def test_existing_output_is_refused_before_sampling(tmp_path, no_computation, ex
 
 def test_force_replaces_output(run_folder, tmp_path):
     (tmp_path / "out.npz").write_text("old")
-    result = boltztilt("sample", run_folder, "-n", 3, "-o", tmp_path / "out.npz", "--force")
+    words = ["sample", run_folder, "-n", 3, "-o", tmp_path / "out.npz", "--steps", 2]
+    assert_refused(boltztilt(*words), "out.npz", "--force")
+    result = boltztilt(*words, "--force")
     assert result.exit_code == 0, result.output
     assert np.load(tmp_path / "out.npz")["positions"].shape == (3, 3, 3)
 
@@ -322,6 +325,10 @@ def test_a_run_is_not_overwritten(training_words, run_folder):
 
 
 # train
+
+
+def test_every_solver_of_the_package_can_be_chosen():
+    assert tuple(cli.Solver) == SOLVERS
 
 
 def test_overrides_are_read_as_toml_and_may_enter_tables():
@@ -408,14 +415,15 @@ def test_an_interrupted_run_says_how_to_resume(training_words, run_folder, tmp_p
 
 def test_evaluate_makes_and_keeps_a_reference(run_folder, tmp_path):
     folder = tmp_path / "evaluation"
-    result = boltztilt("evaluate", run_folder, "-n", 200, "-o", folder, "-q")
+    words = ["evaluate", run_folder, "-n", 30, "-o", folder, "--steps", 3, "-q"]
+    result = boltztilt(*words)
     assert result.exit_code == 0, result.output
     assert (folder / "reference.npz").exists()
     report = json.loads((folder / "report.json").read_text())
-    assert report["n"] == 200
+    assert report["n"] == 30
     assert list((folder / "plots").glob("*.png"))
     kept = (folder / "reference.npz").read_bytes()
-    assert boltztilt("evaluate", run_folder, "-n", 200, "-o", folder, "-q").exit_code == 0
+    assert boltztilt(*words).exit_code == 0
     assert (folder / "reference.npz").read_bytes() == kept
 
 
