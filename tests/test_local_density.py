@@ -1,0 +1,198 @@
+"""Symmetries of the local-density field and its divergence against the full Jacobian."""
+
+import shutil
+
+import pytest
+import torch
+
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.testing import jittered_lattice, random_rotation
+
+EXACT = 1e-9
+TIMES = torch.tensor([0.0, 0.3, 0.8, 0.97], dtype=torch.float64)
+
+
+def local_density(max_degree: int = 2, **settings) -> LocalDensityField:
+    """A small field in float64 whose weights need no gradients."""
+    with torch.random.fork_rng():
+        torch.manual_seed(max_degree)
+        field = LocalDensityField(n_hidden=12, n_channels=4, max_degree=max_degree, **settings)
+    return field.double().requires_grad_(False)
+
+
+def lattice(n_atoms: int, n_dims: int, generator: torch.Generator) -> torch.Tensor:
+    """Crowded clusters, one for each of the times: neighbours feel each other."""
+    return 0.6 * jittered_lattice(n_atoms, n_dims, generator, n=len(TIMES))
+
+
+def jacobian_trace(field, times: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The divergence from the full Jacobian of every configuration."""
+    traces = []
+    for time, configuration in zip(times, positions, strict=True):
+
+        def velocity(x, time=time):
+            return field(time[None], x[None])[0].flatten()
+
+        jacobian = torch.autograd.functional.jacobian(velocity, configuration)
+        traces.append(jacobian.flatten(1).trace())
+    return torch.stack(traces)
+
+
+@pytest.mark.parametrize("reflect", [False, True], ids=["rotation", "reflection"])
+@pytest.mark.parametrize("n_dims", [2, 3])
+@pytest.mark.parametrize("max_degree", [1, 2, 3])
+def test_velocity_turns_with_the_atoms(max_degree, n_dims, reflect, generator):
+    field, positions = local_density(max_degree), lattice(6, n_dims, generator)
+    rotation = random_rotation(n_dims, generator, reflect)
+    turned = field(TIMES, positions @ rotation.T)
+    expected = field(TIMES, positions) @ rotation.T
+    torch.testing.assert_close(turned, expected, atol=EXACT, rtol=EXACT)
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_velocity_permutes_with_the_atoms(n_dims, generator):
+    field, positions = local_density(3), lattice(6, n_dims, generator)
+    order = [3, 0, 5, 4, 1, 2]
+    permuted = field(TIMES, positions[:, order])
+    torch.testing.assert_close(permuted, field(TIMES, positions)[:, order], atol=EXACT, rtol=EXACT)
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_velocity_ignores_translation_and_keeps_the_centre(n_dims, generator):
+    field, positions = local_density(3), lattice(6, n_dims, generator)
+    velocity = field(TIMES, positions)
+    torch.testing.assert_close(field(TIMES, positions + 1.7), velocity, atol=EXACT, rtol=EXACT)
+    assert velocity.mean(1).abs().max() < 1e-14
+
+
+def test_divergence_shares_the_symmetries_of_the_field(generator):
+    field, positions = local_density(3), lattice(6, 3, generator)
+    moved = positions[:, [3, 0, 5, 4, 1, 2]] @ random_rotation(3, generator, True).T + 0.4
+    divergence = field.velocity_and_divergence(TIMES, positions)[1]
+    torch.testing.assert_close(field.velocity_and_divergence(TIMES, moved)[1], divergence)
+
+
+def test_planar_atoms_move_as_they_would_in_space(generator):
+    field, planar = local_density(3), lattice(6, 2, generator)
+    in_space = field(TIMES, torch.nn.functional.pad(planar, (0, 1)))
+    torch.testing.assert_close(in_space[..., :2], field(TIMES, planar))
+    assert in_space[..., 2].abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+@pytest.mark.parametrize("max_degree", [1, 2, 3])
+def test_divergence_equals_the_trace_of_the_jacobian(max_degree, n_dims, generator):
+    """One network, clusters of several sizes: its weights do not depend on the number of atoms."""
+    field = local_density(max_degree)
+    for n_atoms in (2, 5, 9):
+        positions = lattice(n_atoms, n_dims, generator)
+        divergence = field.velocity_and_divergence(TIMES, positions)[1]
+        expected = jacobian_trace(field, TIMES, positions)
+        torch.testing.assert_close(divergence, expected, atol=EXACT, rtol=EXACT)
+        assert divergence.abs().min() > 0.1
+
+
+def test_learned_part_contributes_to_the_divergence(generator):
+    """Beyond the linear skip, whose divergence is the number of degrees of freedom."""
+    field, positions = local_density(), lattice(9, 3, generator)
+    divergence = field.velocity_and_divergence(TIMES, positions)[1]
+    skip, _ = field.skip_and_scale(TIMES)
+    assert (divergence - 24 * skip).abs().min() > 1.0
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
+def test_divergence_of_atoms_that_almost_coincide(gap, generator):
+    field, positions = local_density(3), lattice(5, 3, generator)
+    positions[:, 1] = positions[:, 0] + gap * torch.tensor([0.36, -0.48, 0.8], dtype=torch.float64)
+    divergence = field.velocity_and_divergence(TIMES, positions)[1]
+    expected = jacobian_trace(field, TIMES, positions)
+    torch.testing.assert_close(divergence, expected, atol=EXACT, rtol=EXACT)
+
+
+def test_divergence_is_finite_where_atoms_coincide(generator):
+    field, positions = local_density(), lattice(5, 3, generator)
+    positions[:, 1] = positions[:, 0]
+    velocity, divergence = field.velocity_and_divergence(TIMES, positions)
+    assert torch.isfinite(velocity).all()
+    assert torch.isfinite(divergence).all()
+
+
+def test_velocity_is_continuous_where_atoms_meet(generator):
+    """Atom 1 passes through atom 0: the velocity on both sides differs by the order of the gap."""
+    field, positions = local_density(3), lattice(5, 3, generator)
+    direction = torch.tensor([0.36, -0.48, 0.8], dtype=torch.float64)
+    jumps = []
+    for gap in (1e-3, 1e-5):
+        before, after = positions.clone(), positions.clone()
+        before[:, 1] = positions[:, 0] - gap * direction
+        after[:, 1] = positions[:, 0] + gap * direction
+        jumps.append((field(TIMES, after) - field(TIMES, before)).abs().max())
+    assert jumps[0] < 0.2
+    assert jumps[1] < 0.02 * jumps[0]
+
+
+def test_velocity_beside_the_divergence_is_that_of_forward(dtype, generator):
+    field, times = local_density().to(dtype), TIMES.to(dtype)
+    positions = lattice(7, 3, generator).to(dtype)
+    velocity, _ = field.velocity_and_divergence(times, positions)
+    assert torch.equal(velocity, field(times, positions))
+
+
+def test_single_precision_agrees_with_double(generator):
+    field, positions = local_density(), lattice(9, 3, generator)
+    velocity, divergence = field.velocity_and_divergence(TIMES, positions)
+    single = field.float().velocity_and_divergence(TIMES.float(), positions.float())
+    torch.testing.assert_close(single[0].double(), velocity, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(single[1].double(), divergence, atol=1e-3, rtol=1e-4)
+
+
+def test_divergence_is_differentiable(generator):
+    """With respect to positions and to weights, against finite differences."""
+    field = local_density().requires_grad_(True)
+    positions = lattice(3, 3, generator)[1:2].requires_grad_(True)
+
+    def divergence(x):
+        return field.velocity_and_divergence(TIMES[1:2], x)[1]
+
+    assert torch.autograd.gradcheck(divergence, positions)
+    for weight in (field.radial.weight, field.mixing[1], field.node_vectors.weight):
+        (slope,) = torch.autograd.grad(divergence(positions).sum(), weight)
+        direction = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        step = 1e-5 * direction
+        with torch.no_grad():
+            weight += step
+            higher = divergence(positions)
+            weight -= 2 * step
+            lower = divergence(positions)
+            weight += step
+        difference = (higher - lower).item() / 2e-5
+        assert (slope * direction).sum().item() == pytest.approx(difference, rel=1e-6)
+
+
+def test_learned_part_fades_where_the_data_are_at_rest(generator):
+    """At t = 1 only the exact field between equal Gaussians is left, b = x."""
+    field, positions = local_density(), lattice(5, 3, generator)[:1]
+    time = torch.ones(1, dtype=torch.float64)
+    velocity, divergence = field.velocity_and_divergence(time, positions)
+    torch.testing.assert_close(velocity, positions - positions.mean(1, keepdim=True))
+    assert divergence.item() == pytest.approx(3 * 4)
+
+
+@pytest.mark.parametrize("wrong", [{"max_degree": 0}, {"n_hidden": 0}, {"n_channels": 0}])
+def test_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least 1"):
+        LocalDensityField(**wrong)
+
+
+@pytest.mark.slow
+def test_compiled_field_gives_the_same_numbers(generator):
+    if not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    field, positions = local_density().float(), lattice(7, 3, generator).float()
+    velocity, divergence = field.velocity_and_divergence(TIMES.float(), positions)
+    compiled = torch.compile(field, dynamic=False)
+    torch.testing.assert_close(compiled(TIMES.float(), positions), velocity, atol=1e-5, rtol=1e-5)
+    both = torch.compile(field.velocity_and_divergence, dynamic=False)
+    torch.testing.assert_close(
+        both(TIMES.float(), positions), (velocity, divergence), atol=1e-3, rtol=1e-4
+    )
