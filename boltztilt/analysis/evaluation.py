@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from boltztilt.analysis import metrics, plots
-from boltztilt.analysis.free_energy import bar
+from boltztilt.analysis.free_energy import bar, import_estimators
 from boltztilt.analysis.reference import Reference
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import write_report
@@ -119,11 +119,11 @@ def check_extras() -> None:
     try:
         import matplotlib  # noqa: F401
         import ot  # noqa: F401
-        import pymbar  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"evaluation needs {error.name}: pip install 'boltztilt[analysis,plot]'"
         ) from error
+    import_estimators()
 
 
 def write_evaluation(
@@ -206,10 +206,13 @@ def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) ->
     }
 
 
-def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, Any]:
-    occupancy = metrics.short_pair_occupancy
+def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str, Any]]:
+    found = {
+        "raw": metrics.short_pair_occupancy(ensemble.positions),
+        "reweighted": metrics.short_pair_occupancy(ensemble.positions, ensemble.weights),
+        "reference": metrics.short_pair_occupancy(reference.positions),
+    }
     return {
-        "raw": occupancy(ensemble.positions),
-        "reweighted": occupancy(ensemble.positions, ensemble.weights),
-        "reference": occupancy(reference.positions),
+        name: {str(count): fraction for count, fraction in occupancy.items()}
+        for name, occupancy in found.items()
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from types import ModuleType
 
 import torch
 from jaxtyping import Float64
@@ -26,17 +28,24 @@ def bar(
     Reference: Bennett (1976), doi:10.1016/0021-9991(76)90078-4; computed by pymbar, Shirts &
         Chodera (2008), doi:10.1063/1.2978177.
     """
+    estimators = import_estimators()
+    centre = log_mean_exp(forward_log_weights, n_bootstrap=0).value
+    works = (centre - forward_log_weights, reverse_log_weights - centre)
+    forward, reverse = (work.clamp(max=NEGLIGIBLE_WORK).numpy() for work in works)
+    result = estimators.bar(forward, reverse)
+    return Estimate(centre - float(result["Delta_f"]), float(result["dDelta_f"]))
+
+
+def import_estimators() -> ModuleType:
+    """pymbar's estimators, without the advertisement for JAX that it logs on import."""
+    logging.getLogger("pymbar").setLevel(logging.ERROR)
     try:
         from pymbar import other_estimators
     except ImportError as error:
         raise ImportError(
             "Bennett's acceptance ratio needs pymbar: pip install 'boltztilt[analysis]'"
         ) from error
-    centre = log_mean_exp(forward_log_weights, n_bootstrap=0).value
-    works = (centre - forward_log_weights, reverse_log_weights - centre)
-    forward, reverse = (work.clamp(max=NEGLIGIBLE_WORK).numpy() for work in works)
-    result = other_estimators.bar(forward, reverse)
-    return Estimate(centre - float(result["Delta_f"]), float(result["dDelta_f"]))
+    return other_estimators
 
 
 def tempered_log_z(
