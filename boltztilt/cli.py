@@ -292,8 +292,7 @@ def train(
     except KeyboardInterrupt:
         print(f"stopped; {next_command(name, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    figures = {key: value for key, value in sampler.metadata.items() if key != "recipe"}
-    console.print_table(f"trained {name}", console.report_rows(figures))
+    console.print_table(f"trained {name}", console.report_rows(sampler.metadata, {"recipe"}))
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 
@@ -381,9 +380,8 @@ def evaluate(
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
         report = evaluate_sampler(sampler, samples, n, seed, folder, progress, steps)
-    console.print_table(
-        f"{sampler.system.name}: {sampler.system.convention}", console.report_rows(report)
-    )
+    rows = console.report_rows(report, {"system", "convention", "reference", "training"})
+    console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])
 
 
@@ -436,7 +434,8 @@ def reference(
     system = load_system(name)
     with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
         made = make_reference(system, n_samples=n, seed=seed, progress=progress)
-    console.print_table(f"{system.name}: {system.convention}", console.report_rows(made.report()))
+    rows = console.report_rows(made.report(), {"system", "convention"})
+    console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)
     console.print_files([output])
 

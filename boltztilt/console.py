@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from rich.console import Console
 from rich.progress import (
@@ -172,14 +172,27 @@ def print_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def as_words(value: object) -> str:
-    """A value as short text: five digits of a number, value ± error of an estimate."""
-    if isinstance(value, dict) and value.keys() == {"value", "error"}:
+    """A value as short text: five digits of a number, value ± error, entries of a table."""
+    if is_estimate(value):
         return " ± ".join(as_words(number) for number in value.values())
+    if isinstance(value, dict):
+        return ", ".join(f"{spaced(key)} {as_words(entry)}" for key, entry in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_asdict"):
-        return ", ".join(as_words(item) for item in value)
     return str(value)
+
+
+def is_estimate(value: object) -> TypeGuard[dict[str, float]]:
+    """Whether the value is an estimate as reports write it."""
+    return isinstance(value, dict) and value.keys() == {"value", "error"}
+
+
+def spaced(key: object) -> str:
+    return str(key).replace("_", " ")
 
 
 def system_words(system: System) -> tuple[str, ...]:
@@ -228,12 +241,18 @@ def energy_words(estimate: Any) -> str:
     return f"{estimate} kT"
 
 
-def report_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values of a report; nested entries carry the name of their group."""
-    rows = []
+def report_rows(report: dict[str, Any], without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Names and values of a report, one row for each innermost table."""
+    rows: list[tuple[str, str]] = []
     for key, value in report.items():
-        if isinstance(value, dict) and value.keys() != {"value", "error"}:
-            rows += [(f"{key} {inner}", words) for inner, words in report_rows(value)]
+        nested = isinstance(value, dict) and any(
+            isinstance(entry, dict) and not is_estimate(entry) for entry in value.values()
+        )
+        if key in without:
+            continue
+        if nested:
+            inner_rows = report_rows(value)
+            rows += [(f"{spaced(key)}, {name}", words) for name, words in inner_rows]
         else:
-            rows.append((key.replace("_", " "), as_words(value)))
+            rows.append((spaced(key), as_words(value)))
     return rows
