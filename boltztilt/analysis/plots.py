@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REFERENCE, RAW, REWEIGHTED = "0.8", "tab:blue", "tab:orange"
 N_BINS = 80
+LOWEST_LOG_WEIGHT = -20.0  # below it a structure weighs nothing
 
 
 def energy_figure(
@@ -92,8 +93,12 @@ def log_weight_figure(
     forward = (log_weights - log_z)[torch.isfinite(log_weights)]
     reverse = (reference_log_weights - log_z)[torch.isfinite(reference_log_weights)]
     both = torch.cat([forward.quantile(_TAILS), reverse.quantile(_TAILS)])
-    edges = torch.linspace(float(both.min()) - 1.0, float(both.max()) + 1.0, N_BINS + 1).double()
+    lowest, highest = max(float(both.min()) - 1.0, LOWEST_LOG_WEIGHT), float(both.max()) + 1.0
+    edges = torch.linspace(lowest, highest, N_BINS + 1).double()
     figure, axes = _new_figure()
+    lost = float((~(log_weights - log_z >= lowest)).double().mean())
+    if lost > 0:
+        axes.set_title(f"{lost:.2%} of the sampler's structures lie to the left", fontsize="small")
     _histogram(axes, reverse, edges, "at reference structures", filled=True)
     _histogram(axes, forward, edges, f"at the sampler's structures, ESS {ess:.1%}", color=RAW)
     axes.axvline(0.0, color="black", linewidth=0.8, linestyle=":")
