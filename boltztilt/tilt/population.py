@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
-from boltztilt.sampling.mcmc import ChainState, mala, random_walk
+from boltztilt.sampling.mcmc import hmc, mala, random_walk
 
 ROLLOUT_BATCH = 1024
+LEAPFROG_STEPS = 20
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Chains:
     """Markov chains that keep their step size from call to call.
 
     Attributes:
-        kind: "mala", "random_walk" or "none" (positions are returned as they are).
+        kind: "mala", "hmc", "random_walk" or "none" (positions are returned as they are).
         step_size: a length, adapted at every call.
     """
 
@@ -34,12 +35,21 @@ class Chains:
     def run(
         self, positions: Float[Tensor, "batch atoms dims"], a: float, n_steps: int
     ) -> tuple[Float[Tensor, "batch atoms dims"], float]:
-        """The positions after `n_steps` at the law rho_a, and the mean acceptance."""
+        """The positions after `n_steps` at the law rho_a, and the mean acceptance.
+
+        Steps of "hmc" are leapfrog steps, in trajectories of `LEAPFROG_STEPS`: a step of any kind
+        costs one evaluation of the energy.
+        """
         if self.kind == "none" or n_steps == 0:
             return positions, 0.0
-        kernel = mala if self.kind == "mala" else random_walk
         tilted = TiltedPotential(self.potential, self.base, a)
-        state: ChainState = kernel(tilted, positions, n_steps, self.step_size, self.generator)
+        start = (tilted, positions)
+        if self.kind == "hmc":
+            n_trajectories = -(-n_steps // LEAPFROG_STEPS)
+            state = hmc(*start, n_trajectories, self.step_size, LEAPFROG_STEPS, self.generator)
+        else:
+            kernel = mala if self.kind == "mala" else random_walk
+            state = kernel(*start, n_steps, self.step_size, self.generator)
         self.step_size = min(state.step_size, self.base.std)
         return state.positions, state.acceptance
 

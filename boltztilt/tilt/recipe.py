@@ -15,7 +15,7 @@ from boltztilt.files import atomic_path
 from boltztilt.tilt.coupling import COUPLINGS
 
 OBJECTIVES = ("itm", "wfm", "etm")
-RECENTRINGS = ("mala", "random_walk", "none")
+RECENTRINGS = ("mala", "hmc", "random_walk", "none")
 POSITIVE = (
     "n_particles",
     "rollout_steps",
@@ -50,8 +50,10 @@ class Recipe:
         cess: conditional ESS that each tilt step keeps.
         n_particles: rollouts of the field at each rung.
         rollout_steps: RK4 steps of a rollout during training.
-        recentring: Markov chain that rejuvenates rollouts: "mala", "random_walk" or "none".
-        recentring_steps: its steps per rung, at the old level and at the new one.
+        recentring: Markov chain that rejuvenates rollouts: "mala", "hmc", "random_walk" (no
+            gradient of the energy) or "none".
+        recentring_steps: its steps per rung, at the old level and at the new one; one energy
+            evaluation each.
         exact_weights: weigh rollouts by their exact density, rho_{a+h}(x)/q(x), instead of by
             exp(h r): unbiased whatever the error of the field. Its regression is "wfm", and
             rollouts are not rejuvenated before they are weighed.
@@ -64,7 +66,7 @@ class Recipe:
         polish_refresh: updates between refreshments of the particles while polishing.
         polish_rollout_every: refreshments between replacements of all particles by new rollouts.
         polish_particles, polish_chain_steps: particles while polishing, and Markov chain steps at
-            each refreshment.
+            each refreshment (`BURN_IN` times as many after new rollouts).
         batch_size: interpolant points of one update.
         times_per_pair: points drawn on the path of each coupled pair.
         smallest_noise: smallest 1 - t of training.

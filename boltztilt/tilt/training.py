@@ -57,6 +57,9 @@ LOG_COLUMNS = (
     "seconds",
 )
 
+BURN_IN = 10
+"""Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
+
 
 @dataclass(frozen=True)
 class TrainingStatus:
@@ -279,6 +282,7 @@ class TrainingRun:
     def _refresh_particles(self, refreshment: int) -> None:
         """Moves the particles along their chains, or starts them anew from rollouts."""
         recipe = self.recipe
+        steps = recipe.polish_chain_steps
         if refreshment % recipe.polish_rollout_every == 0:
             self.old_field.load_state_dict(self.average.state_dict())
             self.particles, _ = rollouts(
@@ -290,7 +294,7 @@ class TrainingRun:
                 False,
                 self.device,
             )
-        steps = recipe.polish_chain_steps
+            steps *= BURN_IN
         self.particles, acceptance = self.chains.run(self.particles, 1.0, steps)
         energy = self.potential.energy(self.particles).double()
         finite = torch.isfinite(energy) & torch.isfinite(self.particles).flatten(1).all(dim=1)
