@@ -21,7 +21,7 @@ from boltztilt.tilt.interpolant import Pairs, draw_times, interpolate
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.objectives import implicit_target, tilt_weights
 from boltztilt.tilt.population import Chains
-from boltztilt.tilt.recipe import Recipe
+from boltztilt.tilt.recipe import RECENTRINGS, Recipe
 from boltztilt.tilt.regression import draw_bridge, matching_loss, tilting_loss
 from boltztilt.tilt.schedule import conditional_ess
 
@@ -142,7 +142,7 @@ def test_ess_of_the_rollouts_is_the_closed_form(tilt, a, generator):
 
 
 def test_matching_particles_follow_the_new_level(tilt, generator):
-    for kind in ("none", "mala", "random_walk"):
+    for kind in RECENTRINGS:
         rung = tilt.climb(0.3, generator, kind=kind, recentring_steps=5)
         squares = rung.matching.double().square().sum(dim=(1, 2))
         variance = tilt.variance(rung.new_a)

@@ -9,7 +9,7 @@ from boltztilt.tilt.recipe import Recipe, load_recipe
 BAD_VALUES = {
     "objective": "ITM",
     "coupling": "kabsch",
-    "recentring": "hmc",
+    "recentring": "nuts",
     "optimiser": "sgd",
     "cess": 1.0,
     "smallest_noise": 0.0,

@@ -1,0 +1,126 @@
+"""Losses of one update: which points, which weights, and which objectives are refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from boltztilt.energy import CountedPotential
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.potentials.lennard_jones import LennardJones
+from boltztilt.sampling.base import Gaussian
+from boltztilt.tilt.interpolant import Bridge
+from boltztilt.tilt.ladder import climb
+from boltztilt.tilt.population import Chains
+from boltztilt.tilt.recipe import Recipe
+from boltztilt.tilt.regression import (
+    draw_bridge,
+    matching_loss,
+    refuse_explicit_on_singular_core,
+    tilting_loss,
+)
+
+BASE = Gaussian(4)
+SPECIES = torch.zeros(4, dtype=torch.long)
+
+
+class Scaled(nn.Module):
+    """The field s x."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, times, positions):
+        return self.scale * positions
+
+
+def rung_of(potential, n_particles=1000):
+    generator = torch.Generator().manual_seed(0)
+    recipe = Recipe(n_particles=n_particles, recentring="none")
+    chains = Chains(CountedPotential(potential), BASE, "none", 0.1, generator)
+    return climb(Scaled(0.0), BASE, 0.0, recipe, chains, torch.device("cpu"))
+
+
+def bridge_of(n, generator):
+    positions, rates = torch.randn(2, n, 4, 3, generator=generator)
+    times, weights = torch.rand(2, n, generator=generator)
+    return Bridge(times, positions, rates, weights)
+
+
+@pytest.mark.parametrize("coupling", ["aligned", "independent"])
+def test_bridge_pairs_fresh_base_draws_with_weighted_particles(coupling, generator):
+    recipe = Recipe(batch_size=64, times_per_pair=4, coupling=coupling)
+    sizes = torch.arange(1.0, 21)
+    particles = sizes[:, None, None] * BASE.sample(1, generator)
+    weights = sizes.double() ** 2
+    bridge = draw_bridge(particles, weights, BASE, SPECIES, True, recipe, generator)
+    assert len(bridge.times) == 64
+    ends = bridge.positions + (1 - bridge.times)[:, None, None] * bridge.rates
+    starts = bridge.positions - bridge.times[:, None, None] * bridge.rates
+    ratio = ends.norm(dim=(1, 2)) / particles[0].norm()
+    torch.testing.assert_close(bridge.weights, ratio.square(), rtol=1e-3, atol=1e-3)
+    assert len(starts[:16].flatten(1)[:, 0].unique()) == 16
+    torch.testing.assert_close(starts[:16], starts[16:32], rtol=1e-3, atol=1e-3)
+    assert starts.mean(dim=1).abs().max() < 1e-4
+
+
+def test_matching_loss_weighs_the_squared_error_by_time(generator):
+    bridge = bridge_of(32, generator)
+    expected = sum(
+        t * ((0.3 * x - rate) ** 2).sum()
+        for t, x, rate in zip(bridge.times, bridge.positions, bridge.rates, strict=True)
+    )
+    torch.testing.assert_close(matching_loss(Scaled(0.3), bridge), expected / 32)
+
+
+def test_unit_weights_turn_weighted_flow_matching_into_flow_matching(generator):
+    rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
+    bridge = bridge._replace(weights=torch.ones(32))
+    weighted = tilting_loss(Scaled(0.3), Scaled(0.0), bridge, rung, "wfm")
+    torch.testing.assert_close(weighted, matching_loss(Scaled(0.3), bridge))
+
+
+def test_unit_weights_leave_implicit_tilt_matching_at_the_old_field(generator):
+    rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
+    bridge = bridge._replace(weights=torch.ones(32))
+    assert tilting_loss(Scaled(0.3), Scaled(0.3), bridge, rung, "itm") < 1e-9
+    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, rung, "itm") > 0
+
+
+def test_zero_rewards_leave_explicit_tilt_matching_at_the_old_field(generator):
+    rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
+    baseline = float(rung.scaled_rewards.mean())
+    bridge = bridge._replace(weights=torch.full((32,), baseline))
+    loss = tilting_loss(Scaled(0.3), Scaled(0.3), bridge, rung, "etm")
+    assert loss < 1e-9
+    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, rung, "etm") > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["itm", "wfm", "etm"])
+def test_no_gradient_reaches_the_old_field(objective, generator):
+    rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
+    new, old = Scaled(0.4), Scaled(0.3)
+    tilting_loss(new, old, bridge, rung, objective).backward()
+    assert new.scale.grad is not None
+    assert old.scale.grad is None
+
+
+def test_explicit_tilt_matching_is_refused_on_a_singular_core_and_says_why():
+    with pytest.raises(ValueError, match=r"'etm'.*a = 0.*singular core.*'itm' or 'wfm'"):
+        refuse_explicit_on_singular_core(rung_of(LennardJones(4)))
+
+
+def test_explicit_tilt_matching_is_allowed_where_the_reward_has_a_mean():
+    refuse_explicit_on_singular_core(rung_of(Harmonic(4, 5.0)))
+
+
+def test_explicit_refusal_names_lost_rewards_too():
+    class Broken(Harmonic):
+        def energy(self, positions):
+            energy = super().energy(positions)
+            return torch.where(positions[:, 0, 0] > 2, torch.nan, energy)
+
+    rung = rung_of(Broken(4, 2.0))
+    assert (rung.weights == 0).any()
+    with pytest.raises(ValueError, match="100 % of the total"):
+        refuse_explicit_on_singular_core(rung)
