@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
 
-def compiled(network: nn.Module, wanted: bool) -> Callable[..., torch.Tensor]:
+def compiled(network: nn.Module, wanted: bool) -> nn.Module:
     """The network's forward through torch.compile if wanted, else the network itself.
 
     Without the C++ compiler that torch.compile needs on a CPU the network is used as it is, with a
@@ -28,4 +28,4 @@ def compiled(network: nn.Module, wanted: bool) -> Callable[..., torch.Tensor]:
             stacklevel=2,
         )
         return network
-    return torch.compile(network, dynamic=False)
+    return cast(nn.Module, torch.compile(network, dynamic=False))
