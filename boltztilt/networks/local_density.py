@@ -94,7 +94,17 @@ class LocalDensityField(nn.Module):
         self.edge_radial = nn.Linear(n_radial, n_hidden)
         self.edge_densities = nn.Linear(n_densities, n_hidden, bias=False)
         self.edge_hidden = nn.Linear(n_hidden, n_hidden)
-        self.output = nn.Parameter(0.3 * torch.randn(n_hidden) / math.sqrt(n_hidden))
+        self.output = nn.Parameter(torch.zeros(n_hidden))
+        self._start_at_base(n_hidden)
+
+    def _start_at_base(self, n_hidden: int) -> None:
+        """Zeroes the last layers: a fresh field is the exact one at a = 0, which tilting needs."""
+        for layer in (self.node_gates, self.node_vectors):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            self.modulation.weight[-n_hidden:] = 0
+            self.modulation.bias[-n_hidden:] = 0
 
     def forward(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]

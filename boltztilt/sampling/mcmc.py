@@ -108,7 +108,10 @@ def hmc(
 ) -> ChainState:
     """Chains after `n_steps` Hamiltonian trajectories of `n_leapfrog` leapfrog steps, unit mass.
 
-    Each trajectory draws its own step within 20 % of `step_size`, so that none is periodic.
+    Each trajectory draws its own step within 20 % of `step_size`, so that none is periodic. Forces
+    are truncated as in `mala`, so that chains leave overlaps; leapfrog with any function of the
+    positions in place of the force is reversible and keeps volume, and the energies that decide on
+    acceptance are the true ones.
 
     Reference: Neal (2011), MCMC using Hamiltonian dynamics, section 5.3, arXiv:1206.1901.
     """
@@ -122,10 +125,10 @@ def hmc(
         start = _normal(state.positions, generator, potential.centered)
         momenta, moved, forces = start, state.positions, state.forces
         for _ in range(n_leapfrog):
-            momenta = momenta + 0.5 * step * forces
+            momenta = momenta + truncated_drift(forces, step) / step
             moved = moved + step * momenta
             energies, forces = _energy_and_force(potential, moved)
-            momenta = momenta + 0.5 * step * forces
+            momenta = momenta + truncated_drift(forces, step) / step
         return _Proposal(moved, energies, forces, _kinetic(start) - _kinetic(momenta))
 
     start = _start(potential, positions, step_size, with_forces=True)

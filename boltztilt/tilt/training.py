@@ -199,15 +199,22 @@ class TrainingRun:
             ones = torch.ones(len(rung.matching), device=self.device)
             loss = matching_loss(self.velocity, self._bridge(rung.matching, ones))
         else:
-            explicit = self.recipe.objective == "etm"
-            weights = rung.scaled_rewards if explicit else rung.weights
+            objective = self._objective(rung)
+            weights = rung.scaled_rewards if objective == "etm" else rung.weights
             bridge = self._bridge(rung.particles, weights)
-            loss = tilting_loss(
-                self.velocity, self.old_velocity, bridge, rung, self.recipe.objective
-            )
+            loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, objective)
         self._descend(loss, self.recipe.learning_rate)
         if self.progress["stage_step"] >= self._rung_steps():
             self._finish_rung(rung)
+
+    def _objective(self, rung: Rung) -> str:
+        """The recipe's objective; on the first rung of an aligned coupling always "wfm".
+
+        Tilting starts from the field of the level below. At a = 0 that is the fresh network, exact
+        for the independent coupling, but the paths of aligned pairs follow another field.
+        """
+        first_aligned = rung.a == 0 and self.recipe.coupling == "aligned"
+        return "wfm" if first_aligned else self.recipe.objective
 
     def _polish_update(self) -> None:
         recipe, step = self.recipe, self.progress["stage_step"]
