@@ -13,10 +13,12 @@ TIMES = torch.tensor([0.0, 0.3, 0.8, 0.97], dtype=torch.float64)
 
 
 def local_density(max_degree: int = 2, **settings) -> LocalDensityField:
-    """A small field in float64 whose weights need no gradients."""
+    """A small field in float64, moved off its start: a fresh one has no learned part."""
     with torch.random.fork_rng():
         torch.manual_seed(max_degree)
         field = LocalDensityField(n_hidden=12, n_channels=4, max_degree=max_degree, **settings)
+        for parameter in field.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape)
     return field.double().requires_grad_(False)
 
 

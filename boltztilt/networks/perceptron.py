@@ -13,7 +13,10 @@ from boltztilt.sampling.divergence import brute_force_divergence
 
 
 class Perceptron(nn.Module):
-    """v(t, x) = skip(t) x + MLP(x, features of t), for toy densities in a few dimensions."""
+    """v(t, x) = skip(t) x + MLP(x, features of t), for toy densities in a few dimensions.
+
+    A fresh network is the exact field at a = 0: the last layer starts at zero.
+    """
 
     def __init__(self, n_atoms: int, n_dims: int, n_hidden: int = 64, n_layers: int = 3) -> None:
         super().__init__()
@@ -25,7 +28,10 @@ class Perceptron(nn.Module):
             for n_in, n_out in pairwise(sizes)
             for layer in (nn.Linear(n_in, n_out), nn.SiLU())
         ]
-        self.layers = nn.Sequential(*layers, nn.Linear(n_hidden, n_inputs))
+        last = nn.Linear(n_hidden, n_inputs)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
