@@ -68,7 +68,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint {path}: nothing to resume; train without --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a readable training state: {reason}") from error
     if not isinstance(state, dict) or "progress" not in state:

@@ -287,6 +287,7 @@ def train(
                 max_minutes=max_minutes,
                 progress=progress,
                 device=device,
+                overwrite=force,
                 **changes,
             )
     except KeyboardInterrupt:

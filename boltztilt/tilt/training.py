@@ -89,6 +89,7 @@ def train(
     max_minutes: float | None = None,
     progress: ProgressCallback | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
     **overrides: Any,
 ) -> Sampler:
     """A sampler trained for the system, from a Gaussian and the energy alone.
@@ -101,16 +102,21 @@ def train(
             recipe and its seed.
         max_minutes: stop after this time; what was reached is saved and can be resumed.
         progress: called with a TrainingStatus after every update.
+        overwrite: replace a run that `out` holds.
         overrides: settings of the recipe (`Recipe`), such as `polish_steps=2000`; those of the
             network are written `network={"n_hidden": 32}` and replace single entries.
 
     Raises:
         ValueError, TypeError: unknown or impossible settings, or a damaged checkpoint.
-        FileExistsError: `out` holds a run and `resume` is false.
+        FileExistsError: `out` holds a run that is neither to be resumed nor to be overwritten.
         KeyboardInterrupt: after SIGINT, once a checkpoint is written.
     """
     system = load_system(system)
     folder = None if out is None else Path(out)
+    if folder is not None and not (resume or overwrite) and _state_path(folder).exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; resume=True continues it, overwrite=True starts again"
+        )
     if resume:
         run = _resumed(system, folder, overrides, device)
     else:
@@ -365,8 +371,8 @@ class TrainingRun:
         writer.writerows(self.rows)
         with atomic_path(folder / "log.csv") as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
-        (folder / "checkpoint").mkdir(exist_ok=True)
-        save_state(folder / "checkpoint" / "state.pt", self.state())
+        _state_path(folder).parent.mkdir(exist_ok=True)
+        save_state(_state_path(folder), self.state())
         self.last_checkpoint = time.monotonic()
 
     def state(self) -> dict[str, Any]:
@@ -429,6 +435,10 @@ class TrainingRun:
         return Sampler(self.system, copy.deepcopy(self.average), metadata)
 
 
+def _state_path(folder: Path) -> Path:
+    return folder / "checkpoint" / "state.pt"
+
+
 def hardware(device: torch.device) -> str:
     """The processor and its threads, or the name of the GPU."""
     if device.type == "cuda":
@@ -445,7 +455,8 @@ def _started(
     if folder is None:
         return run
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "weights.safetensors").unlink(missing_ok=True)
+    for old in (folder / "weights.safetensors", _state_path(folder)):
+        old.unlink(missing_ok=True)
     recipe.save(folder / "recipe.toml", seed, system.name)
     if system.source is not None:
         with atomic_path(folder / "system.toml") as temporary:
@@ -470,13 +481,13 @@ def _resumed(
     recipe, seed, name = load_recipe(folder / "recipe.toml")
     if name != system.name:
         raise ValueError(f"{folder} holds a run of {name!r}, not of {system.name!r}")
-    state = load_state(folder / "checkpoint" / "state.pt")
+    state = load_state(_state_path(folder))
     run = TrainingRun(system, recipe, seed, device)
     try:
         run.restore(state)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder}/checkpoint/state.pt does not belong to this recipe: {error}"
+            f"{_state_path(folder)} does not belong to this recipe: {error}"
         ) from error
     return run
 
