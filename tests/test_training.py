@@ -1,0 +1,422 @@
+"""Training runs: exact resumption after any interruption, and refusals that lose nothing."""
+
+import csv
+import math
+import os
+import signal
+import threading
+from itertools import pairwise
+
+import pytest
+import torch
+
+from boltztilt.checkpoint import load_weights
+from boltztilt.potentials.gaussian_mixture import GaussianMixture
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.potentials.lennard_jones import LennardJones
+from boltztilt.sampling.sampler import Sampler
+from boltztilt.systems.system import System
+from boltztilt.tilt.recipe import RECENTRINGS
+from boltztilt.tilt.training import LOG_COLUMNS, train
+
+SMALL = {
+    "network": {"kind": "perceptron", "n_hidden": 8, "n_layers": 2},
+    "n_particles": 64,
+    "rollout_steps": 2,
+    "recentring_steps": 2,
+    "steps_per_rung": 3,
+    "polish_steps": 7,
+    "polish_refresh": 2,
+    "polish_rollout_every": 2,
+    "polish_particles": 32,
+    "polish_chain_steps": 2,
+    "batch_size": 16,
+    "cess": 0.7,
+    "warmup_steps": 4,
+    "optimiser": "adamw",
+}
+
+
+def cluster():
+    return System("cluster", Harmonic(3, 3.0, 2))
+
+
+def result(folder):
+    """Weights and log of a run, the time column left out."""
+    weights, metadata = load_weights(folder / "weights.safetensors")
+    with open(folder / "log.csv", newline="") as file:
+        rows = [row[:-1] for row in csv.reader(file)]
+    return weights, rows, {**metadata, "wall_time": None}
+
+
+def assert_same(first, second):
+    (weights, rows, metadata), (others, other_rows, other_metadata) = first, second
+    assert rows == other_rows
+    assert metadata == other_metadata
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def finish(system, folder):
+    """Continues a run to its end."""
+    sampler = train(system, out=folder, resume=True)
+    assert sampler.metadata["finished"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    train(cluster(), out=folder, seed=3, **SMALL)
+    return result(folder)
+
+
+def test_run_folder_holds_recipe_log_state_and_weights(uninterrupted):
+    weights, rows, metadata = uninterrupted
+    assert weights
+    assert rows[0] == list(LOG_COLUMNS[:-1])
+    stages = [row[0] for row in rows[1:]]
+    assert stages[0] == "ladder"
+    assert stages[-1] == "polish"
+    assert metadata["finished"]
+    assert metadata["a"] == 1.0
+    assert metadata["n_updates"] == 3 * metadata["n_rungs"] + 7
+    assert metadata["n_energy"] > 0
+
+
+def test_log_climbs_without_gaps(uninterrupted):
+    table = [dict(zip(LOG_COLUMNS, row, strict=False)) for row in uninterrupted[1][1:]]
+    rungs = [row for row in table if row["stage"] == "ladder"]
+    assert [int(row["rung"]) for row in rungs] == list(range(len(rungs)))
+    assert float(rungs[0]["a"]) == 0.0
+    for row, following in pairwise(rungs):
+        assert float(following["a"]) == pytest.approx(float(row["a"]) + float(row["h"]))
+        assert int(following["n_energy"]) > int(row["n_energy"])
+    assert float(rungs[-1]["a"]) + float(rungs[-1]["h"]) == pytest.approx(1.0)
+
+
+def test_slices_of_one_update_give_the_same_result(uninterrupted, tmp_path):
+    sampler = train(cluster(), out=tmp_path, seed=3, max_minutes=0.0, **SMALL)
+    n_slices = 1
+    while not sampler.metadata["finished"]:
+        sampler = train(cluster(), out=tmp_path, resume=True, max_minutes=0.0)
+        n_slices += 1
+        assert sampler.metadata["n_updates"] == n_slices
+    assert_same(result(tmp_path), uninterrupted)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch without Muon")
+def test_muon_resumes_exactly(tmp_path):
+    settings = {**SMALL, "optimiser": "muon"}
+    train(cluster(), out=tmp_path / "whole", **settings)
+    train(cluster(), out=tmp_path / "sliced", max_minutes=0.0, **settings)
+    train(cluster(), out=tmp_path / "sliced", resume=True, max_minutes=0.0)
+    finish(cluster(), tmp_path / "sliced")
+    assert_same(result(tmp_path / "sliced"), result(tmp_path / "whole"))
+
+
+def killed_child(folder, body):
+    """Runs `body` in a child process that kills itself with SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            body()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert not (folder / "weights.safetensors").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("n_updates", [1, 8, 14])
+@pytest.mark.parametrize("checkpoint_minutes", [0.0, 1000.0], ids=["checkpoints", "none"])
+def test_killed_run_continues_to_the_same_result(
+    n_updates, checkpoint_minutes, uninterrupted, tmp_path
+):
+    settings = {**SMALL, "checkpoint_minutes": checkpoint_minutes}
+
+    def body():
+        seen = []
+
+        def progress(status):
+            seen.append(status)
+            if len(seen) == n_updates:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train(cluster(), out=tmp_path, seed=3, progress=progress, **settings)
+
+    killed_child(tmp_path, body)
+    finish(cluster(), tmp_path)
+    weights, rows, metadata = result(tmp_path)
+    metadata["recipe"] = uninterrupted[2]["recipe"]  # which differs in checkpoint_minutes alone
+    assert_same((weights, rows, metadata), uninterrupted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_run_killed_while_it_writes_a_checkpoint_keeps_the_one_before(uninterrupted, tmp_path):
+    train(cluster(), out=tmp_path, seed=3, max_minutes=0.0, **SMALL)
+    (tmp_path / "weights.safetensors").unlink()
+
+    def body():
+        def half_written(state, path):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half_written
+        train(cluster(), out=tmp_path, resume=True, max_minutes=0.0)
+
+    killed_child(tmp_path, body)
+    finish(cluster(), tmp_path)
+    assert_same(result(tmp_path), uninterrupted)
+
+
+def test_interrupt_saves_and_resumes(uninterrupted, tmp_path):
+    seen = []
+
+    def progress(status):
+        seen.append(status)
+        if len(seen) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(cluster(), out=tmp_path, seed=3, progress=progress, **SMALL)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(seen) == 5
+    sampler = train(cluster(), out=tmp_path, resume=True, max_minutes=0.0)
+    assert sampler.metadata["n_updates"] == 6
+    finish(cluster(), tmp_path)
+    assert_same(result(tmp_path), uninterrupted)
+
+
+def test_training_runs_outside_the_main_thread():
+    results = []
+    settings = {**SMALL, "polish_steps": 1}
+    thread = threading.Thread(target=lambda: results.append(train(cluster(), **settings)))
+    thread.start()
+    thread.join()
+    assert results[0].metadata["finished"]
+
+
+def test_same_seed_same_result_and_other_seed_another(uninterrupted, tmp_path):
+    torch.manual_seed(123)  # the global generator plays no part
+    state = torch.get_rng_state()
+    train(cluster(), out=tmp_path / "same", seed=3, **SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(result(tmp_path / "same"), uninterrupted)
+    train(cluster(), out=tmp_path / "other", seed=4, **SMALL)
+    others = result(tmp_path / "other")[0]
+    assert any(not torch.equal(others[name], value) for name, value in uninterrupted[0].items())
+
+
+def test_finished_run_resumes_to_itself(tmp_path):
+    train(cluster(), out=tmp_path, **SMALL)
+    before = result(tmp_path)
+    finish(cluster(), tmp_path)
+    assert_same(result(tmp_path), before)
+
+
+def test_sampler_of_a_run_folder_is_the_trained_one(tmp_path):
+    trained = train(cluster(), out=tmp_path, **SMALL)
+    loaded = Sampler.load(tmp_path / "weights.safetensors", cluster())
+    first, second = (sampler.sample(20, seed=1) for sampler in (trained, loaded))
+    assert torch.equal(first.positions, second.positions)
+    assert torch.equal(first.log_density, second.log_density)
+
+
+@pytest.fixture
+def started(tmp_path):
+    train(cluster(), out=tmp_path, seed=3, max_minutes=0.0, **SMALL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint at all", None])
+def test_corrupt_state_is_refused(damage, started):
+    path = started / "checkpoint" / "state.pt"
+    path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
+    with pytest.raises(ValueError, match=r"state.pt is not a readable training state"):
+        train(cluster(), out=started, resume=True)
+
+
+def test_state_of_another_program_or_network_is_refused(started):
+    path = started / "checkpoint" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="is not the training state of a boltztilt run"):
+        train(cluster(), out=started, resume=True)
+    torch.save({**state, "field": {}}, path)
+    with pytest.raises(ValueError, match=r"state.pt does not belong to this recipe"):
+        train(cluster(), out=started, resume=True)
+
+
+def test_missing_checkpoint_is_refused(started):
+    (started / "checkpoint" / "state.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(cluster(), out=started, resume=True)
+
+
+def test_resuming_refuses_changes_and_other_systems(started, tmp_path):
+    with pytest.raises(ValueError, match=r"keeps its recipe, but polish_steps was given"):
+        train(cluster(), out=started, resume=True, polish_steps=9)
+    other = System("other", Harmonic(3, 3.0, 2))
+    with pytest.raises(ValueError, match="a run of 'cluster', not of 'other'"):
+        train(other, out=started, resume=True)
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        train(cluster(), out=started / "elsewhere", resume=True)
+    with pytest.raises(ValueError, match="needs the run folder"):
+        train(cluster(), resume=True)
+
+
+def test_existing_run_is_kept_unless_it_is_to_be_overwritten(tmp_path):
+    train(cluster(), out=tmp_path, seed=3, max_minutes=0.0, **SMALL)
+    before = (tmp_path / "checkpoint" / "state.pt").read_bytes()
+    with pytest.raises(FileExistsError, match=r"resume=True.*overwrite=True"):
+        train(cluster(), out=tmp_path, **SMALL)
+    assert (tmp_path / "checkpoint" / "state.pt").read_bytes() == before
+    sampler = train(cluster(), out=tmp_path, overwrite=True, max_minutes=0.0, **SMALL)
+    assert sampler.metadata["n_updates"] == 1
+
+
+def test_bad_settings_leave_no_folder_behind(tmp_path):
+    folder = tmp_path / "run"
+    for settings, error in (
+        ({"ces": 0.5}, ValueError),
+        ({"cess": "high"}, TypeError),
+        ({"network": {"kind": "transformer"}}, ValueError),
+        ({"network": {"kind": "perceptron", "width": 3}}, ValueError),
+    ):
+        with pytest.raises(error):
+            train(cluster(), out=folder, **settings)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("recentring", RECENTRINGS)
+@pytest.mark.parametrize("objective", ["itm", "wfm", "etm"])
+def test_every_objective_and_recentring_runs(objective, recentring):
+    settings = {**SMALL, "polish_steps": 1, "objective": objective, "recentring": recentring}
+    sampler = train(cluster(), **settings)
+    assert sampler.metadata["finished"]
+    assert sampler.metadata["n_skipped_updates"] == 0
+    assert math.isfinite(sampler.metadata["log_z_ladder"])
+
+
+def test_exact_weights_run():
+    settings = {**SMALL, "objective": "wfm", "exact_weights": True, "polish_steps": 1}
+    assert train(cluster(), **settings).metadata["finished"]
+
+
+def test_explicit_tilt_matching_is_refused_on_a_singular_core():
+    system = System("argon", LennardJones(4))
+    settings = {**SMALL, "objective": "etm", "n_particles": 512}
+    with pytest.raises(ValueError, match=r"'etm'.*singular core"):
+        train(system, **settings)
+
+
+class Patchy(Harmonic):
+    """A harmonic well whose energy is NaN, and its force too, in a thin slab."""
+
+    def energy(self, positions):
+        lost = (positions[:, 0, 0] - 0.3).abs() < 0.05
+        return torch.where(lost, math.nan, super().energy(positions))
+
+    def energy_and_force(self, positions):
+        energy, force = super().energy_and_force(positions)
+        lost = torch.isnan(self.energy(positions))
+        return torch.where(lost, math.nan, energy), torch.where(
+            lost[:, None, None], math.nan, force
+        )
+
+
+@pytest.mark.parametrize("recentring", ["mala", "none"])
+def test_nan_energies_do_not_stop_a_run(recentring, tmp_path):
+    system = System("patchy", Patchy(3, 3.0, 2))
+    sampler = train(system, out=tmp_path, recentring=recentring, **SMALL)
+    assert sampler.metadata["finished"]
+    assert sampler.metadata["n_nonfinite"] > 0
+    assert sampler.metadata["n_skipped_updates"] == 0
+    assert all(torch.isfinite(tensor).all() for tensor in result(tmp_path)[0].values())
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(math.isfinite(float(row["mean_energy"])) for row in rows)
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_energies_that_are_all_nan_are_an_error():
+    system = System("broken", lambda x: x.sum(dim=(1, 2)) * math.nan, n_atoms=3, n_dims=2)
+    with pytest.raises(ValueError, match="0 of 64 rewards are finite"):
+        train(system, **SMALL)
+
+
+def test_progress_tells_where_the_run_stands():
+    seen = []
+    train(cluster(), progress=seen.append, **SMALL)
+    assert [status.stage for status in seen] == sorted(status.stage for status in seen)
+    ladder = [status for status in seen if status.stage == "ladder"]
+    assert all(a.a <= b.a for a, b in pairwise(ladder))
+    assert all(0 <= status.fraction_done <= 1 for status in seen)
+    assert seen[-1].fraction_done == 1.0
+    assert seen[-1].step == seen[-1].n_steps == SMALL["polish_steps"]
+    assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
+
+
+MODES = GaussianMixture(
+    [[[-1.2, 0.0]], [[1.2, 0.4]]], stds=[0.5, 0.4], weights=[0.35, 0.65], log_z=1.5
+)
+SLOPE = torch.tensor([[0.3, -0.5]], dtype=torch.float64)
+PLANE = {
+    "network": {"kind": "perceptron", "n_hidden": 48},
+    "coupling": "independent",
+    "n_particles": 1024,
+    "rollout_steps": 8,
+    "recentring_steps": 10,
+    "steps_per_rung": 40,
+    "first_rung_factor": 3.0,
+    "polish_steps": 0,
+    "warmup_steps": 10,
+    "average_decay": 0.98,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "itm"},
+        {"objective": "wfm"},
+        {"objective": "wfm", "exact_weights": True, "matching_fraction": 0.0},
+        {"objective": "itm", "recentring": "hmc"},
+    ],
+    ids=["itm", "wfm", "exact weights", "hmc"],
+)
+def test_trained_mixture_has_exact_mean_modes_and_free_energy(changes):
+    """The target is a mixture tilted by a linear reward: a mixture again, known exactly."""
+    target = MODES.tilted(SLOPE)
+    sampler = train(System("mixture", target), seed=1, **{**PLANE, "polish_steps": 300}, **changes)
+    check_mixture(sampler, target, n=4000, smallest_ess=0.8, raw_error=0.12)
+
+
+def check_mixture(sampler, target, n, smallest_ess, raw_error):
+    ensemble = sampler.sample(n, seed=2)
+    assert ensemble.ess > smallest_ess
+    log_z = ensemble.log_z
+    assert abs(log_z.value - target.log_z) < 3.5 * log_z.error
+    exact = target.mean()[0]
+
+    def share_of_first(positions):
+        return target._log_terms(positions.double()).softmax(dim=1)[:, 0]
+
+    expected = [float(exact[0]), float(exact[1]), float(target.weights[0])]
+    observables = [lambda x: x[:, 0, 0], lambda x: x[:, 0, 1], share_of_first]
+    for observable, value in zip(observables, expected, strict=True):
+        weighted = ensemble.mean(observable)
+        assert abs(weighted.value - value) < 3.5 * weighted.error
+        raw = ensemble.mean(observable, weighted=False)
+        assert abs(raw.value - value) < raw_error
+
+
+def test_short_training_samples_the_tilted_mixture():
+    target = MODES.tilted(SLOPE)
+    sampler = train(System("mixture", target), seed=1, **PLANE)
+    check_mixture(sampler, target, n=1500, smallest_ess=0.4, raw_error=0.5)
