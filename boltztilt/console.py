@@ -26,7 +26,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from boltztilt.sampling.ensemble import Ensemble
     from boltztilt.systems.system import System
-    from boltztilt.tilt.training import TrainingStatus
+    from boltztilt.tilt.run import TrainingStatus
 
 ProgressCallback = Callable[[int, int], None]
 

@@ -17,7 +17,8 @@ from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.recipe import RECENTRINGS
-from boltztilt.tilt.training import LOG_COLUMNS, train
+from boltztilt.tilt.run import LOG_COLUMNS
+from boltztilt.tilt.training import train
 
 SMALL = {
     "network": {"kind": "perceptron", "n_hidden": 8, "n_layers": 2},

@@ -1,0 +1,385 @@
+"""The state of a training run, advanced one update at a time and saved for exact resumption."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import io
+import math
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import boltztilt
+from boltztilt.checkpoint import save_state
+from boltztilt.energy import CountedPotential
+from boltztilt.files import atomic_path
+from boltztilt.networks.build import build_network
+from boltztilt.networks.compilation import compiled
+from boltztilt.sampling.sampler import Sampler
+from boltztilt.systems.system import System
+from boltztilt.tilt.interpolant import Bridge
+from boltztilt.tilt.ladder import Rung, climb
+from boltztilt.tilt.optimiser import FieldOptimiser, update_average
+from boltztilt.tilt.population import Chains, rollouts
+from boltztilt.tilt.recipe import Recipe
+from boltztilt.tilt.regression import (
+    draw_bridge,
+    matching_loss,
+    refuse_explicit_on_singular_core,
+    tilting_loss,
+)
+
+LOG_COLUMNS = (
+    "stage",
+    "rung",
+    "a",
+    "h",
+    "cess",
+    "step",
+    "loss",
+    "acceptance",
+    "mean_reward",
+    "mean_energy",
+    "log_z",
+    "n_energy",
+    "seconds",
+)
+
+BURN_IN = 10
+"""Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
+
+
+@dataclass(frozen=True)
+class TrainingStatus:
+    """Where a training run stands; passed to the progress callback after every update."""
+
+    stage: str
+    rung: int
+    a: float
+    cess: float
+    step: int
+    n_steps: int
+    loss: float
+    acceptance: float
+    mean_energy: float
+    fraction_done: float
+    seconds: float
+
+
+class TrainingRun:
+    """The state of a run, advanced one update at a time; every random draw has one generator."""
+
+    def __init__(self, system: System, recipe: Recipe, seed: int, device: str) -> None:
+        self.system, self.recipe, self.seed = system, recipe, seed
+        self.device = torch.device(device)
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.field = build_network(recipe.network, system).to(self.device)
+        self.average = copy.deepcopy(self.field).requires_grad_(False)
+        self.old_field = copy.deepcopy(self.average)
+        self.velocity = compiled(self.field, recipe.compile)
+        self.old_velocity = compiled(self.old_field, recipe.compile)
+        self.optimiser = FieldOptimiser(self.field, recipe)
+        self.potential = CountedPotential(system.potential)
+        self.chains = Chains(
+            self.potential, system.base, recipe.recentring, system.base.std / 10, self.generator
+        )
+        self.species = torch.tensor(system.species, device=self.device)
+        self.rung: Rung | None = None
+        self.particles = torch.empty(0)
+        self.progress: dict[str, Any] = {
+            "stage": "ladder",
+            "rung": 0,
+            "a": 0.0,
+            "stage_step": 0,
+            "n_updates": 0,
+            "n_skipped": 0,
+            "loss": 0.0,
+            "log_z": 0.0,
+            "acceptance": 0.0,
+            "mean_energy": float("nan"),
+            "seconds": 0.0,
+        }
+        self.rows: list[list[Any]] = []
+        self.clock = time.monotonic()
+        self.last_checkpoint = self.clock
+
+    @property
+    def finished(self) -> bool:
+        """Whether ladder and polishing are complete."""
+        polished = self.progress["stage_step"] >= self.recipe.polish_steps
+        return self.progress["stage"] == "polish" and polished
+
+    def update(self) -> None:
+        """One regression step, with whatever has to happen before or after it."""
+        if self.progress["stage"] == "ladder":
+            self._ladder_update()
+        else:
+            self._polish_update()
+        now = time.monotonic()
+        self.progress["seconds"] += now - self.clock
+        self.clock = now
+
+    def _ladder_update(self) -> None:
+        rung = self.rung if self.rung is not None else self._start_rung()
+        step = self.progress["stage_step"]
+        fraction = self.recipe.matching_fraction
+        matching = int((step + 1) * fraction) > int(step * fraction)
+        if matching:
+            ones = torch.ones(len(rung.matching), device=self.device)
+            loss = matching_loss(self.velocity, self._bridge(rung.matching, ones))
+        else:
+            objective = self._objective(rung)
+            weights = rung.scaled_rewards if objective == "etm" else rung.weights
+            bridge = self._bridge(rung.particles, weights)
+            loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, objective)
+        self._descend(loss, self.recipe.learning_rate)
+        if self.progress["stage_step"] >= self._rung_steps():
+            self._finish_rung(rung)
+
+    def _objective(self, rung: Rung) -> str:
+        """The recipe's objective; on the first rung of an aligned coupling always "wfm".
+
+        Tilting starts from the field of the level below. At a = 0 that is the fresh network, exact
+        for the independent coupling, but the paths of aligned pairs follow another field.
+        """
+        first_aligned = rung.a == 0 and self.recipe.coupling == "aligned"
+        return "wfm" if first_aligned else self.recipe.objective
+
+    def _polish_update(self) -> None:
+        recipe, step = self.recipe, self.progress["stage_step"]
+        if step % recipe.polish_refresh == 0:
+            self._refresh_particles(step // recipe.polish_refresh)
+        ones = torch.ones(len(self.particles), device=self.device)
+        loss = matching_loss(self.velocity, self._bridge(self.particles, ones))
+        done = step / max(recipe.polish_steps, 1)
+        left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
+        self._descend(loss, recipe.learning_rate * min(1.0, max(left, 0.01)))
+
+    def _bridge(self, particles: Tensor, weights: Tensor) -> Bridge:
+        return draw_bridge(
+            particles,
+            weights,
+            self.system.base,
+            self.species,
+            self.system.potential.mirror_symmetric,
+            self.recipe,
+            self.generator,
+        )
+
+    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+        progress = self.progress
+        warm = min(1.0, (progress["n_updates"] + 1) / max(self.recipe.warmup_steps, 1))
+        loss.backward()
+        value = float(loss.detach())
+        if not self.optimiser.step(learning_rate * warm):
+            progress["n_skipped"] += 1
+        decay = self.recipe.average_decay
+        update_average(self.average, self.field, decay, progress["n_updates"])
+        progress["n_updates"] += 1
+        progress["stage_step"] += 1
+        memory = 0.98 if progress["n_updates"] > 1 else 0.0
+        if math.isfinite(value):
+            progress["loss"] = memory * progress["loss"] + (1 - memory) * value
+
+    def _rung_steps(self) -> int:
+        first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
+        return max(1, round(self.recipe.steps_per_rung * first))
+
+    def _start_rung(self) -> Rung:
+        self.old_field.load_state_dict(self.average.state_dict())
+        rung = climb(
+            self.old_velocity,
+            self.system.base,
+            self.progress["a"],
+            self.recipe,
+            self.chains,
+            self.device,
+        )
+        if self.recipe.objective == "etm":
+            refuse_explicit_on_singular_core(rung)
+        self.progress["acceptance"] = rung.acceptance
+        self.progress["mean_energy"] = rung.mean_energy
+        self.rung = rung
+        return rung
+
+    def _finish_rung(self, rung: Rung) -> None:
+        progress = self.progress
+        carried = 0.0 if self.recipe.exact_weights else progress["log_z"]
+        progress["log_z"] = carried + rung.log_z_change
+        self._log(h=rung.step, cess=rung.cess, mean_reward=rung.mean_reward)
+        progress["a"] = rung.new_a
+        progress["rung"] += 1
+        progress["stage_step"] = 0
+        if progress["a"] >= 1.0:
+            progress["stage"] = "polish"
+            self.particles = rung.matching
+        self.rung = None
+
+    def _refresh_particles(self, refreshment: int) -> None:
+        """Moves the particles along their chains, or starts them anew from rollouts."""
+        recipe = self.recipe
+        steps = recipe.polish_chain_steps
+        if refreshment % recipe.polish_rollout_every == 0:
+            self.old_field.load_state_dict(self.average.state_dict())
+            self.particles, _ = rollouts(
+                self.old_velocity,
+                self.system.base,
+                recipe.polish_particles,
+                recipe.rollout_steps,
+                self.generator,
+                False,
+                self.device,
+            )
+            steps *= BURN_IN
+        self.particles, acceptance = self.chains.run(self.particles, 1.0, steps)
+        energy = self.potential.energy(self.particles).double()
+        finite = torch.isfinite(energy) & torch.isfinite(self.particles).flatten(1).all(dim=1)
+        if not finite.any():
+            raise ValueError(f"none of {len(energy)} polishing particles has a finite energy")
+        self.particles = self.particles[finite]
+        self.progress["acceptance"] = acceptance
+        self.progress["mean_energy"] = float(energy[finite].mean())
+        if refreshment > 0:
+            self._log(h=0.0, cess=float("nan"), mean_reward=float("nan"))
+
+    def _log(self, h: float, cess: float, mean_reward: float) -> None:
+        progress = self.progress
+        values = {
+            **progress,
+            "h": h,
+            "cess": cess,
+            "mean_reward": mean_reward,
+            "step": progress["n_updates"],
+            "n_energy": self.potential.n_energy,
+        }
+        self.rows.append([values[column] for column in LOG_COLUMNS])
+
+    def status(self) -> TrainingStatus:
+        """Where the run stands."""
+        progress, rung = self.progress, self.rung
+        in_ladder = progress["stage"] == "ladder"
+        return TrainingStatus(
+            stage=progress["stage"],
+            rung=progress["rung"],
+            a=progress["a"],
+            cess=rung.cess if rung else float("nan"),
+            step=progress["stage_step"],
+            n_steps=self._rung_steps() if in_ladder else self.recipe.polish_steps,
+            loss=progress["loss"],
+            acceptance=progress["acceptance"],
+            mean_energy=progress["mean_energy"],
+            fraction_done=self._fraction_done(),
+            seconds=progress["seconds"],
+        )
+
+    def _fraction_done(self) -> float:
+        """Share of all updates, the length of the ladder being guessed from the dimension."""
+        progress, recipe = self.progress, self.recipe
+        expected = 10 + 4 * self.system.base.dof**0.5
+        n_rungs = max(expected, progress["rung"] + 1 + 3 * (1 - progress["a"]))
+        if progress["stage"] == "polish":
+            n_rungs = progress["rung"]
+        total = n_rungs * recipe.steps_per_rung + recipe.polish_steps
+        return min(1.0, progress["n_updates"] / max(total, 1))
+
+    def checkpoint_due(self) -> bool:
+        """Whether the time between checkpoints has passed."""
+        return time.monotonic() - self.last_checkpoint > 60 * self.recipe.checkpoint_minutes
+
+    def save(self, folder: Path) -> None:
+        """Writes the log and everything needed to continue exactly."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(LOG_COLUMNS)
+        writer.writerows(self.rows)
+        with atomic_path(folder / "log.csv") as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+        state_path(folder).parent.mkdir(exist_ok=True)
+        save_state(state_path(folder), self.state())
+        self.last_checkpoint = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which `restore` continues bit for bit."""
+        rung = None if self.rung is None else dataclasses.asdict(self.rung)
+        return {
+            "field": self.field.state_dict(),
+            "average": self.average.state_dict(),
+            "old_field": self.old_field.state_dict(),
+            "optimiser": self.optimiser.state(),
+            "generator": self.generator.get_state(),
+            "progress": dict(self.progress),
+            "rows": [list(row) for row in self.rows],
+            "rung": rung,
+            "particles": self.particles,
+            "chain_step_size": self.chains.step_size,
+            "counts": [
+                self.potential.n_energy,
+                self.potential.n_force,
+                self.potential.n_nonfinite,
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a saved state, on this run's device."""
+        self.field.load_state_dict(state["field"])
+        self.average.load_state_dict(state["average"])
+        self.old_field.load_state_dict(state["old_field"])
+        self.optimiser.restore(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.progress = dict(state["progress"])
+        self.rows = [list(row) for row in state["rows"]]
+        self.rung = None if state["rung"] is None else Rung(**_to(state["rung"], self.device))
+        self.particles = state["particles"].to(self.device)
+        self.chains.step_size = state["chain_step_size"]
+        counts = state["counts"]
+        self.potential.n_energy, self.potential.n_force, self.potential.n_nonfinite = counts
+        self.clock = time.monotonic()
+
+    def sampler(self) -> Sampler:
+        """The averaged field as a sampler, with the record of its training."""
+        metadata = {
+            "system": self.system.name,
+            "convention": self.system.convention,
+            "finished": self.finished,
+            "a": self.progress["a"],
+            "n_rungs": self.progress["rung"],
+            "n_updates": self.progress["n_updates"],
+            "n_energy": self.potential.n_energy,
+            "n_force": self.potential.n_force,
+            "n_nonfinite": self.potential.n_nonfinite,
+            "n_skipped_updates": self.progress["n_skipped"],
+            "log_z_ladder": self.progress["log_z"],
+            "wall_time": self.progress["seconds"],
+            "seed": self.seed,
+            "hardware": hardware(self.device),
+            "versions": {"boltztilt": boltztilt.__version__, "torch": torch.__version__},
+            "recipe": self.recipe.to_mapping(),
+        }
+        return Sampler(self.system, copy.deepcopy(self.average), metadata)
+
+
+def state_path(folder: Path) -> Path:
+    return folder / "checkpoint" / "state.pt"
+
+
+def hardware(device: torch.device) -> str:
+    """The processor and the threads in use, or the name of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _to(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
