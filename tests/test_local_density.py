@@ -86,12 +86,12 @@ def test_planar_atoms_move_as_they_would_in_space(generator):
 def test_divergence_equals_the_trace_of_the_jacobian(max_degree, n_dims, generator):
     """One network, clusters of several sizes: its weights do not depend on the number of atoms."""
     field = local_density(max_degree)
-    for n_atoms in (2, 5, 9):
+    for n_atoms in (2, 4, 7):
         positions = lattice(n_atoms, n_dims, generator)
         divergence = field.velocity_and_divergence(TIMES, positions)[1]
         expected = jacobian_trace(field, TIMES, positions)
         torch.testing.assert_close(divergence, expected, atol=EXACT, rtol=EXACT)
-        assert divergence.abs().min() > 0.1
+        assert divergence.abs().max() > 1
 
 
 def test_learned_part_contributes_to_the_divergence(generator):

@@ -5,9 +5,18 @@ other atom j through the edge (i, j) alone. For a term phi(x) (x_i - x_j) of the
 
     tr d[phi r_ij]/dx_i = dims * phi + D phi,    D = derivative as x_i moves along r_ij:
 
-the edge (i, j) then stretches at rate d_ij without turning, so that A_j changes along Y(u_ij) only.
-All tensors here live on the dense layout `(batch, centre, other, ...)`: the centre is the atom that
-moves, the other one the far end of its edge; diagonal entries are zero.
+the edge (i, j) then stretches at rate d_ij without turning. With phi = <z_ij, g_i> this is
+
+    D phi = <c_ij, D a_ij> + <z_ij, D g_i>,
+
+where a_ij enters the edge perceptron and c_ij is the gate g_i pulled back through it. D a_ij has a
+part that is even in i and j (the stretched edge), one through the far atom's density A_j, which
+changes along Y(u_ij) only, and one through the centre's A_i. Sums over the edges of an atom are
+taken before anything is multiplied by the derivatives of its density.
+
+Tensors on the dense layout are `(batch, centre, other, ...)`: the centre is the atom that moves,
+the other one the far end of its edge. Their diagonal counts nothing, because vectors and harmonics
+vanish there.
 """
 
 from __future__ import annotations
@@ -33,19 +42,33 @@ if TYPE_CHECKING:
     from boltztilt.networks.local_density import LocalDensityField
 
 
-class DegreeTangents(NamedTuple):
-    """Derivatives of the densities of one degree.
+class PairRates(NamedTuple):
+    """Rates of a neighbour's contribution R(d) Y(u) to a density, the same at both ends.
 
-    `own` is dA_centre/dx_a. `stretch` is the rate of the radial part when the edge stretches, per
-    channel; `near` and `far` are the projections of the two ends' densities on the edge, seen from
-    that end, and `near_rate`, `far_rate` their rates of change.
+    Its gradient is `along` r_a Y_m + `across` dY_m/du_a, and it grows at the rate `stretch` Y_m
+    when the edge stretches, of which softened harmonics contribute `fade` R Y_m. One per channel.
     """
 
-    own: Float[Tensor, "batch atoms channels 3 orders"]
-    stretch: Float[Tensor, "batch atoms atoms channels"]
-    far: Float[Tensor, "batch atoms atoms channels"]
-    near_rate: Float[Tensor, "batch atoms atoms channels"]
-    far_rate: Float[Tensor, "batch atoms atoms channels"]
+    along: Float[Tensor, "batch pairs densities"]
+    across: Float[Tensor, "batch pairs densities"]
+    stretch: Float[Tensor, "batch pairs densities"]
+    fade: Float[Tensor, "batch pairs densities"]
+
+
+class Surroundings(NamedTuple):
+    """Vectors centre - other, their harmonics by degree, and r_a Y_m, zero on the diagonal."""
+
+    vectors: Float[Tensor, "batch atoms atoms 3"]
+    harmonics: list[Tensor]
+    outer: list[Tensor]
+
+
+class PulledBack(NamedTuple):
+    """Gates of the centre pulled back to the embeddings and projections on an edge, and both."""
+
+    inputs: Float[Tensor, "batch atoms atoms hidden"]
+    embedding: Float[Tensor, "batch atoms atoms hidden"]
+    projections: Float[Tensor, "batch atoms atoms densities"]
 
 
 def velocity_and_divergence(
@@ -66,23 +89,32 @@ def velocity_and_divergence(
     factors = field.pair_factors(edges, nodes, modulation, layout)
     velocity = field.velocity(times, positions, factors, nodes, densities, geometry, layout)
 
-    dense = DenseLayout(positions)
-    tangents = density_tangents(field, radial, radial_slope, densities, geometry, dense)
-    own_rate, far_rate = node_tangents(field, tangents, densities, nodes, modulation)
-    stretched = basis_slope * geometry.distances.unsqueeze(-1)
-    turning = edge_tangents(
-        field, stretched, tangents, own_rate, far_rate, edges, nodes, modulation, geometry, dense
-    )
     n_dims = positions.shape[-1]
-    divergence = n_dims * (factors[0] + factors[1]).sum(-1) + turning.sum(dim=(-1, -2))
-    divergence = divergence + vector_trace(field, tangents[1], own_rate, nodes, densities, n_dims)
+    slopes = edge_slopes(edges, modulation)
+    node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
+    gates = field.output + modulation.gates + nodes.gates
+    rates = pair_rates(field, radial, radial_slope, geometry)
+    stretched = stretched_inputs(field, basis_slope, projections, rates, geometry)
+    dense = DenseLayout(positions)
+    around = surroundings(geometry, dense)
+    pulled = pull_back_to_centres(field, gates, slopes, dense)
+    own = own_density_rates(field, rates, around, dense)
+    pull = pull_on_centres(field, pulled, edges, densities, around, dense)
+    divergence = (
+        n_dims * (factors[0] + factors[1]).sum(-1)
+        + _dot(pull_back(field, layout.sum_ends(gates), slopes), stretched)
+        + far_trace(field, pulled, node_slope, rates, densities, around, dense)
+        + own_trace(field, own, pull * node_slope.unsqueeze(-2), densities)
+        + projection_trace(field, own, pulled, around)
+        + vector_trace(own[1], nodes, n_dims)
+    )
     skip, scale = field.skip_and_scale(times)
     n_free = n_dims * (positions.shape[-2] - 1)
     return velocity, skip * n_free + scale * divergence
 
 
 class DenseLayout:
-    """Expands values of pairs i < j to all ordered (centre, other), zero on the diagonal."""
+    """Copies values of pairs i < j to all ordered (centre, other)."""
 
     def __init__(self, positions: Float[Tensor, "batch atoms dims"]) -> None:
         n_atoms, device = positions.shape[-2], positions.device
@@ -92,133 +124,216 @@ class DenseLayout:
         index[first, second] = index[second, first] = torch.arange(len(first), device=device)
         self.index = index.flatten()
         self.off_diagonal = 1 - torch.eye(n_atoms, dtype=positions.dtype, device=device)
-        self.sign = torch.ones_like(self.off_diagonal)
-        self.sign[second, first] = -1
+        self.sign = self.off_diagonal.triu() - self.off_diagonal.tril()
 
-    def expand(self, values: Float[Tensor, "batch pairs *features"], odd: bool = False) -> Tensor:
-        """Values at (centre, other); `odd` ones change sign with the direction."""
-        dense = values.index_select(1, self.index).unflatten(1, (self.n_atoms, self.n_atoms))
-        mask = self.off_diagonal * self.sign if odd else self.off_diagonal
-        return dense * mask.reshape(self.n_atoms, self.n_atoms, *[1] * (values.dim() - 2))
+    def copy(self, values: Float[Tensor, "batch pairs features"]) -> Tensor:
+        """Values at (centre, other), anything on the diagonal."""
+        return values.index_select(1, self.index).unflatten(1, (self.n_atoms, self.n_atoms))
+
+    def masked(self, values: Float[Tensor, "batch pairs features"], odd: bool) -> Tensor:
+        """Values with a zero diagonal; `odd` ones change sign with the direction."""
+        return self.copy(values) * (self.sign if odd else self.off_diagonal).unsqueeze(-1)
 
 
-def density_tangents(
-    field: LocalDensityField,
-    radial: Tensor,
-    radial_slope: Tensor,
-    densities: list[Tensor],
-    geometry: PairGeometry,
-    dense: DenseLayout,
-) -> list[DegreeTangents]:
-    """Derivatives of the densities of all degrees and of their projections on the edges."""
-    vectors = dense.expand(geometry.vectors, odd=True)
-    inverse_softened = dense.expand(1 / geometry.softened).unsqueeze(-1)
-    distances = dense.expand(geometry.distances).unsqueeze(-1)
-    inverse_distances = dense.expand(1 / geometry.distances).unsqueeze(-1)
-    values = DENSITY_SCALE * dense.expand(radial)
-    slopes = DENSITY_SCALE * dense.expand(radial_slope)
-    angular = [
-        dense.expand(harmonic, odd=degree % 2 == 1)
+def surroundings(geometry: PairGeometry, dense: DenseLayout) -> Surroundings:
+    """The geometry of all edges as seen from every atom."""
+    vectors = dense.masked(geometry.vectors, odd=True)
+    harmonics = [
+        dense.masked(harmonic, odd=degree % 2 == 1)
         for degree, harmonic in enumerate(geometry.harmonics)
     ]
-    tangents = []
-    for degree, density in enumerate(densities):
-        chosen = slice(degree * field.n_channels, (degree + 1) * field.n_channels)
-        value, slope, harmonic = values[..., chosen], slopes[..., chosen], angular[degree]
-        # S_l(r/softened): the radial part of the derivative, then the angular one
-        outer = torch.einsum("bija,bijm->bijam", vectors, harmonic)
-        along = slope * inverse_distances - degree * value * inverse_softened**2
-        own = torch.einsum("bijc,bijam->bicam", along, outer)
-        if degree > 0:
-            constants = gradient_tensor(degree).to(value)
-            gradient = torch.einsum("bijp,pam->bijam", angular[degree - 1], constants)
-            across = value * inverse_softened
-            own = own + torch.einsum("bijc,bijam->bicam", across, gradient)
-        fade = degree * (field.softening * inverse_softened) ** 2
-        stretch = slope * distances + fade * value
-        near = torch.einsum("bijm,bicm->bijc", harmonic, density)
-        far = (-1) ** degree * torch.einsum("bijm,bjcm->bijc", harmonic, density)
-        norm = harmonic.square().sum(-1, keepdim=True)
-        near_rate = fade * near + torch.einsum("bijam,bicam->bijc", outer, own)
-        far_rate = fade * far + stretch * norm
-        tangents.append(DegreeTangents(own, stretch, far, near_rate, far_rate))
-    return tangents
+    outer = [(vectors.unsqueeze(-1) * harmonic.unsqueeze(-2)).flatten(3) for harmonic in harmonics]
+    return Surroundings(vectors, harmonics, outer)
 
 
-def node_tangents(
+def pair_rates(
+    field: LocalDensityField, radial: Tensor, radial_slope: Tensor, geometry: PairGeometry
+) -> PairRates:
+    """Rates of R(d) S_l(r / softened): of its radial part and of its softened harmonics."""
+    degrees = torch.arange(field.max_degree + 1, device=radial.device)
+    degrees = degrees.repeat_interleave(field.n_channels).to(radial.dtype)
+    distances = geometry.distances.unsqueeze(-1)
+    inverse_softened = 1 / geometry.softened.unsqueeze(-1)
+    value, slope = DENSITY_SCALE * radial, DENSITY_SCALE * radial_slope
+    fade = degrees * (field.softening * inverse_softened).square()
+    return PairRates(
+        along=slope / distances - degrees * value * inverse_softened.square(),
+        across=value * inverse_softened,
+        stretch=slope * distances + fade * value,
+        fade=fade,
+    )
+
+
+def stretched_inputs(
     field: LocalDensityField,
-    tangents: list[DegreeTangents],
-    densities: list[Tensor],
-    nodes: NodeFeatures,
-    modulation: TimeModulation,
-) -> tuple[Float[Tensor, "batch atoms 3 hidden"], Float[Tensor, "batch atoms atoms hidden"]]:
-    """Rates of the hidden layer of an atom: as it moves along each axis, and as the far end."""
-    own_parts = [tangents[0].own.squeeze(-1).transpose(-1, -2)]
-    far_parts = [tangents[0].stretch]
-    for degree, (tangent, density) in enumerate(zip(tangents, densities, strict=True)):
-        mixing = field.mixing[degree]
-        both = torch.einsum("bncm,cd->bndm", density, mixing)
-        paired = torch.einsum("bncam,bncm->bnac", tangent.own, both)
-        mixed_own = torch.einsum("bncam,cd->bndam", tangent.own, mixing)
-        paired = paired + torch.einsum("bndam,bndm->bnad", mixed_own, density)
-        own_parts.append(paired / (2 * degree + 1))
-        far = tangent.stretch * (tangent.far @ mixing) + (tangent.stretch @ mixing) * tangent.far
-        far_parts.append(far / (2 * degree + 1))
-    slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
-    weight = field.node_input.weight
-    own_rate = slope.unsqueeze(-2) * (torch.cat(own_parts, -1) @ weight.T)
-    far_rate = slope.unsqueeze(-3) * (torch.cat(far_parts, -1) @ weight.T)
-    return own_rate, far_rate
-
-
-def edge_tangents(
-    field: LocalDensityField,
-    stretched: Tensor,
-    tangents: list[DegreeTangents],
-    own_rate: Tensor,
-    far_rate: Tensor,
-    edges: EdgeActivations,
-    nodes: NodeFeatures,
-    modulation: TimeModulation,
+    basis_slope: Tensor,
+    projections: Tensor,
+    rates: PairRates,
     geometry: PairGeometry,
-    dense: DenseLayout,
-) -> Float[Tensor, "batch atoms atoms"]:
-    """D phi at every (centre, other), as the centre moves along the edge."""
-    vectors = dense.expand(geometry.vectors, odd=True)
-    embedding_weight = field.node_embedding.weight
-    rate = dense.expand(stretched @ field.edge_radial.weight.T)
-    rate = rate + torch.einsum("bija,biah->bijh", vectors, own_rate @ embedding_weight.T)
-    rate = rate + far_rate @ embedding_weight.T
-    projected = [
-        (tangent.near_rate + tangent.far_rate) / (2 * degree + 1) ** 0.5
-        for degree, tangent in enumerate(tangents)
+) -> Float[Tensor, "batch pairs hidden"]:
+    """D a of an edge that stretches between two atoms whose features stay as they are.
+
+    Its projections change with the softened harmonics, and with what this edge itself contributes
+    to the density at the far end.
+    """
+    norms = [harmonic.square().sum(-1, keepdim=True) for harmonic in geometry.harmonics]
+    roots = [(2 * degree + 1) ** 0.5 for degree in range(len(norms))]
+    stretches = rates.stretch.split(field.n_channels, -1)
+    contributed = [
+        stretch * (norm / root) for stretch, norm, root in zip(stretches, norms, roots, strict=True)
     ]
-    rate = rate + torch.cat(projected, -1) @ field.edge_densities.weight.T
-    scale = (1 + modulation.edge_scale).unsqueeze(1)
-    rate = rate * scale * dense.expand(silu_slope(edges.first))
-    rate = (rate @ field.edge_hidden.weight.T) * dense.expand(silu_slope(edges.second))
-    gates = field.output + modulation.gates + nodes.gates
-    gate_rate = own_rate @ field.node_gates.weight.T
-    output = torch.einsum("bijh,biah->bija", dense.expand(edges.output), gate_rate)
-    return torch.einsum("bijh,bih->bij", rate, gates) + (output * vectors).sum(-1)
+    projected = rates.fade * projections + torch.cat(contributed, -1)
+    stretched = basis_slope * geometry.distances.unsqueeze(-1)
+    return stretched @ field.edge_radial.weight.T + projected @ field.edge_densities.weight.T
+
+
+def edge_slopes(
+    edges: EdgeActivations, modulation: TimeModulation
+) -> tuple[Float[Tensor, "batch pairs hidden"], Float[Tensor, "batch pairs hidden"]]:
+    """Derivatives of both layers of the edge perceptron with respect to their linear inputs."""
+    return silu_slope(edges.first) * (1 + modulation.edge_scale), silu_slope(edges.second)
+
+
+def pull_back(
+    field: LocalDensityField, gates: Tensor, slopes: tuple[Tensor, Tensor]
+) -> Float[Tensor, "*edges hidden"]:
+    """c = (dz/da)^T g, the gates pulled back through the edge perceptron."""
+    return slopes[0] * ((slopes[1] * gates) @ field.edge_hidden.weight)
+
+
+def pull_back_to_centres(
+    field: LocalDensityField,
+    gates: Float[Tensor, "batch atoms hidden"],
+    slopes: tuple[Tensor, Tensor],
+    dense: DenseLayout,
+) -> PulledBack:
+    """The gates of every centre pulled back along all its edges."""
+    inputs = pull_back(field, gates.unsqueeze(2), (dense.copy(slopes[0]), dense.copy(slopes[1])))
+    weight = torch.cat([field.node_embedding.weight, field.edge_densities.weight], dim=1)
+    embedding, projections = (inputs @ weight).split(
+        [field.node_embedding.in_features, field.edge_densities.in_features], -1
+    )
+    return PulledBack(inputs, embedding, projections)
+
+
+def far_trace(
+    field: LocalDensityField,
+    pulled: PulledBack,
+    node_slope: Float[Tensor, "batch atoms hidden"],
+    rates: PairRates,
+    densities: list[Tensor],
+    around: Surroundings,
+    dense: DenseLayout,
+) -> Float[Tensor, "batch"]:
+    """Sum of <c, D a> through the invariants of the far atoms, whose A_j grow along Y(u_ji)."""
+    weights = (pulled.embedding * node_slope.unsqueeze(1)) @ field.node_input.weight
+    direct, *by_degree = weights.transpose(1, 2).split(field.n_channels, -1)
+    stretches = dense.copy(rates.stretch).split(field.n_channels, -1)
+    mixed = [
+        stretch @ mixing
+        for stretch, mixing in zip(
+            rates.stretch.split(field.n_channels, -1), field.mixing, strict=True
+        )
+    ]
+    mixed_stretches = dense.copy(torch.cat(mixed, -1)).split(field.n_channels, -1)
+    total = _over_edges(around.harmonics[0], stretches[0] * direct).sum(dim=(1, 2, 3))
+    for degree, (weight, harmonic) in enumerate(zip(by_degree, around.harmonics, strict=True)):
+        on_mixed = _over_edges(harmonic, stretches[degree] * weight)
+        on_density = _over_edges(harmonic, mixed_stretches[degree] * weight)
+        density = densities[degree].transpose(-1, -2)
+        mixed = density @ field.mixing[degree]
+        total = total + (_dot(on_mixed, mixed) + _dot(on_density, density)) / (2 * degree + 1)
+    return total
+
+
+def own_density_rates(
+    field: LocalDensityField, rates: PairRates, around: Surroundings, dense: DenseLayout
+) -> list[Float[Tensor, "batch atoms axes_orders channels"]]:
+    """dA_i/dx_i by degree, axes and orders in one index."""
+    alongs = dense.copy(rates.along).split(field.n_channels, -1)
+    acrosses = dense.copy(rates.across).split(field.n_channels, -1)
+    by_degree = []
+    for degree, (along, across) in enumerate(zip(alongs, acrosses, strict=True)):
+        own = _over_edges(around.outer[degree], along)
+        if degree > 0:
+            lower = _over_edges(around.harmonics[degree - 1], across)
+            own = own + gradient_tensor(degree).to(lower).flatten(1).T @ lower
+        by_degree.append(own)
+    return by_degree
+
+
+def pull_on_centres(
+    field: LocalDensityField,
+    pulled: PulledBack,
+    edges: EdgeActivations,
+    densities: list[Tensor],
+    around: Surroundings,
+    dense: DenseLayout,
+) -> Float[Tensor, "batch atoms 3 hidden"]:
+    """What the hidden layer of a centre is multiplied by in the trace, for each axis it moves on.
+
+    That is through its embedding, through its gates, and through the weights of its vectors.
+    """
+    embedding = _over_edges(around.vectors, pulled.inputs) @ field.node_embedding.weight
+    gates = _over_edges(around.vectors, dense.copy(edges.output)) @ field.node_gates.weight
+    vectors = densities[1].transpose(-1, -2) @ field.node_vectors.weight
+    return embedding + gates + vectors
+
+
+def own_trace(
+    field: LocalDensityField,
+    own: list[Tensor],
+    pull: Float[Tensor, "batch atoms 3 hidden"],
+    densities: list[Tensor],
+) -> Float[Tensor, "batch"]:
+    """The pull times the rates of the invariants of the centre as it moves along each axis."""
+    direct, *by_degree = (pull @ field.node_input.weight).split(field.n_channels, -1)
+    total = _dot(own[0], direct)
+    for degree, (rate, weight) in enumerate(zip(own, by_degree, strict=True)):
+        density = densities[degree].transpose(-1, -2).contiguous()
+        mixed_rate, mixed = rate @ field.mixing[degree], density @ field.mixing[degree]
+        change = _by_axis(rate) * mixed.unsqueeze(2) + _by_axis(mixed_rate) * density.unsqueeze(2)
+        total = total + _dot(change.sum(-2), weight) / (2 * degree + 1)
+    return total
+
+
+def projection_trace(
+    field: LocalDensityField, own: list[Tensor], pulled: PulledBack, around: Surroundings
+) -> Float[Tensor, "batch"]:
+    """Sum of <c, D a> through the centre's density as its edges see it."""
+    total = torch.zeros_like(own[0][:, 0, 0, 0])
+    for degree, weight in enumerate(pulled.projections.split(field.n_channels, -1)):
+        on_rates = _over_edges(around.outer[degree], weight)
+        total = total + _dot(on_rates, own[degree]) / (2 * degree + 1) ** 0.5
+    return total
 
 
 def vector_trace(
-    field: LocalDensityField,
-    tangent: DegreeTangents,
-    own_rate: Tensor,
-    nodes: NodeFeatures,
-    densities: list[Tensor],
-    n_dims: int,
+    own: Float[Tensor, "batch atoms 9 channels"], nodes: NodeFeatures, n_dims: int
 ) -> Float[Tensor, "batch"]:
-    """Trace of the vector term sum_c psi_c A^1c over the axes that exist."""
-    weight_rate = own_rate @ field.node_vectors.weight.T
-    turning = torch.einsum("bnac,bnca->b", weight_rate[..., :n_dims, :], densities[1][..., :n_dims])
-    stretching = tangent.own.diagonal(dim1=-2, dim2=-1)[..., :n_dims].sum(-1)
-    return turning + (nodes.vector_weights * stretching).sum(dim=(-1, -2))
+    """Trace of the vector term sum_c psi_c A^1c at fixed psi, over the axes that exist."""
+    stretching = _by_axis(own).diagonal(dim1=2, dim2=3)[..., :n_dims].sum(-1)
+    return _dot(nodes.vector_weights, stretching)
 
 
 def silu_slope(values: Tensor) -> Tensor:
     """Derivative of silu(x) = x sigmoid(x)."""
     sigmoid = torch.sigmoid(values)
-    return sigmoid * (1 + values * (1 - sigmoid))
+    return torch.lerp(values * sigmoid, torch.ones_like(sigmoid[:1, :1, :1]), sigmoid)
+
+
+def _over_edges(
+    left: Float[Tensor, "batch atoms atoms left"], right: Float[Tensor, "batch atoms atoms right"]
+) -> Float[Tensor, "batch atoms left right"]:
+    """Sum over the other atom of the outer products of two features of an edge."""
+    return left.transpose(-1, -2) @ right
+
+
+def _by_axis(rate: Float[Tensor, "batch atoms axes_orders channels"]) -> Tensor:
+    """Rates of a density with the axis of the motion in an index of its own."""
+    return rate.unflatten(2, (3, -1))
+
+
+def _dot(first: Tensor, second: Tensor) -> Float[Tensor, "batch"]:
+    """Inner product of everything but the batch."""
+    return (first * second).flatten(1).sum(-1)
