@@ -78,6 +78,8 @@ def integrate_dopri5(
 ) -> FlowResult:
     """The same flow by torchdiffeq's adaptive Dormand-Prince solver (rtol = atol = tolerance).
 
+    The solver keeps all of its state in float64; the field sees positions in their own dtype.
+
     Reference: J. R. Dormand, P. J. Prince, J. Comput. Appl. Math. 6, 19 (1980).
     """
     from torchdiffeq import odeint
@@ -87,11 +89,11 @@ def integrate_dopri5(
     ends = torch.tensor([start, stop], dtype=torch.float64, device=positions.device)
     with torch.no_grad():
         path = odeint(
-            lambda time, state: rate(time, state[0]),
+            lambda time, state: rate(time, state[0].to(positions.dtype)),
             (positions, change),
             ends,
             rtol=tolerance,
             atol=tolerance,
             method="dopri5",
         )
-    return FlowResult(path[0][-1], path[1][-1])
+    return FlowResult(path[0][-1].to(positions.dtype), path[1][-1])
