@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ from boltztilt.files import atomic_path
 from boltztilt.report import plain
 
 FORMAT = "boltztilt-weights-1"
+UNREADABLE = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    AssertionError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+"""What torch.load raises for damaged and foreign files, found by feeding it many of them."""
 
 
 def save_weights(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -68,7 +80,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint {path}: nothing to resume; train without --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a readable training state: {reason}") from error
     if not isinstance(state, dict) or "progress" not in state:
