@@ -1,0 +1,58 @@
+"""Networks from the [network] table of a recipe, and the combinations that are refused."""
+
+import pytest
+
+from boltztilt.networks.build import build_network
+from boltztilt.networks.egnn import EGNN
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.networks.perceptron import Perceptron
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.systems.system import System
+
+
+def system(centered: bool = True, species: tuple[int, ...] = ()) -> System:
+    return System("wells", Harmonic(n_atoms=3, centered=centered), species=species)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("local_density", LocalDensityField), ("egnn", EGNN), ("perceptron", Perceptron)],
+)
+def test_every_kind_is_built_with_its_settings(kind, expected):
+    network = build_network({"kind": kind, "n_hidden": 10}, system())
+    assert isinstance(network, expected)
+    assert any(10 in parameter.shape for parameter in network.parameters())
+
+
+def test_the_local_density_field_is_the_default():
+    assert isinstance(build_network({}, system()), LocalDensityField)
+
+
+def test_settings_of_the_caller_are_left_alone():
+    settings = {"kind": "perceptron", "n_hidden": 4}
+    build_network(settings, system())
+    assert settings == {"kind": "perceptron", "n_hidden": 4}
+
+
+def test_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'transformer' is unknown.*local_density, egnn"):
+        build_network({"kind": "transformer"}, system())
+
+
+def test_unknown_setting_is_refused_by_name():
+    with pytest.raises(ValueError, match="n_heads"):
+        build_network({"kind": "egnn", "n_heads": 4}, system())
+
+
+@pytest.mark.parametrize("kind", ["local_density", "egnn"])
+def test_translation_invariant_networks_are_refused_in_an_external_field(kind):
+    with pytest.raises(ValueError, match="does not change under translation"):
+        build_network({"kind": kind}, system(centered=False))
+    assert isinstance(build_network({"kind": "perceptron"}, system(centered=False)), Perceptron)
+
+
+def test_different_atoms_need_the_network_that_tells_them_apart():
+    mixed = system(species=(0, 1, 0))
+    with pytest.raises(ValueError, match="kind = 'egnn'"):
+        build_network({"kind": "local_density"}, mixed)
+    assert isinstance(build_network({"kind": "egnn"}, mixed), EGNN)
