@@ -13,7 +13,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
-from boltztilt.energy import CountedPotential
 from boltztilt.geometry import remove_mean
 from boltztilt.networks.build import build_network
 from boltztilt.sampling.ensemble import Ensemble
@@ -72,7 +71,7 @@ class Sampler:
             starts, n_steps, batch_size, with_density, solver, progress
         )
         log_density = self.system.base.log_density(starts) + log_density
-        potential = CountedPotential(self.system.potential)
+        energies = self.system.potential.energy(positions)
         info = {
             "seed": seed,
             "solver": solver,
@@ -80,9 +79,8 @@ class Sampler:
             "device": str(self.device),
             "n_energy": n,
             "n_energy_training": self.metadata.get("n_energy"),
+            "wall_time": time.monotonic() - started,
         }
-        energies = potential.energy(positions)
-        info["wall_time"] = time.monotonic() - started
         return Ensemble(
             positions, energies, log_density if with_density else None, self.system, info
         )
@@ -181,12 +179,14 @@ class Sampler:
         """
         path, kept = _weights_and_system(target)
         weights, metadata = load_weights(path)
-        system = system or kept or load_system(metadata["system"])
-        if metadata["system"] != system.name:
-            raise ValueError(
-                f"{path} was trained for {metadata['system']!r}, not for {system.name!r}"
-            )
-        field = build_network(metadata["recipe"]["network"], system)
+        try:
+            trained_for, network = metadata["system"], metadata["recipe"]["network"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} does not tell its system and network: no {error}") from error
+        system = system or kept or load_system(trained_for)
+        if trained_for != system.name:
+            raise ValueError(f"{path} was trained for {trained_for!r}, not for {system.name!r}")
+        field = build_network(network, system)
         try:
             field.load_state_dict(weights)
         except RuntimeError as error:

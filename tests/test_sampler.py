@@ -1,0 +1,245 @@
+"""Samplers with exact fields: weights, log-densities, errors of integration; files; bad input."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from boltztilt.networks.build import build_network
+from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.sampling.sampler import Sampler, sample
+from boltztilt.systems.system import System
+
+STIFFNESS = 4.0
+NETWORK = {"kind": "local_density", "n_hidden": 8, "n_channels": 3, "max_degree": 1}
+WELL = """
+name = "well"
+[potential]
+kind = "harmonic"
+n_atoms = 4
+stiffness = 4.0
+"""
+
+
+class Contraction(nn.Module):
+    """b = 2 t log(std) x turns N(0, 1) into N(0, std²): exact for a harmonic well."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.dof = system.base.dof
+        self.log_std = nn.Parameter(torch.tensor(-0.5 * math.log(STIFFNESS)))
+
+    def forward(self, times, positions):
+        return 2 * times[:, None, None] * self.log_std * positions
+
+    def velocity_and_divergence(self, times, positions):
+        return self(times, positions), 2 * times * self.log_std * self.dof
+
+
+def well(centered: bool = True) -> System:
+    return System("well", Harmonic(n_atoms=4, stiffness=STIFFNESS, centered=centered))
+
+
+def exact_sampler(centered: bool = True) -> Sampler:
+    system = well(centered)
+    return Sampler(system, Contraction(system), {"n_energy": 17})
+
+
+def rough_sampler(system: System) -> Sampler:
+    """A small network off its start: no good sampler, but all its numbers are defined."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        field = build_network(NETWORK, system)
+        for parameter in field.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return Sampler(system, field, {"system": system.name, "recipe": {"network": NETWORK}})
+
+
+@pytest.fixture
+def well_file(tmp_path):
+    path = tmp_path / "well.toml"
+    path.write_text(WELL)
+    return path
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_exact_field_has_equal_weights_and_the_exact_free_energy(solver, centered):
+    sampler = exact_sampler(centered)
+    ensemble = sampler.sample(400, solver=solver)
+    assert ensemble.ess == pytest.approx(1, abs=1e-5)
+    assert ensemble.log_z.value == pytest.approx(sampler.system.potential.log_z, abs=1e-3)
+    assert ensemble.log_weights.std() < 1e-3
+    dof = sampler.system.base.dof
+    z_score = (ensemble.energies.mean() - dof / 2) / math.sqrt(dof / 2 / 400)
+    assert abs(z_score) < 4
+
+
+def test_wrong_width_costs_the_exact_amount_of_ess():
+    """Samples too wide by sqrt(2) have ESS (3/4)^(dof/2), and log Z within its error."""
+    sampler = exact_sampler()
+    sampler.field.log_std += 0.5 * math.log(2)
+    ensemble = sampler.sample(4000)
+    log_z = ensemble.log_z
+    assert abs(log_z.value - sampler.system.potential.log_z) < 4 * log_z.error
+    assert ensemble.ess == pytest.approx(0.75 ** (sampler.system.base.dof / 2), rel=0.1)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_log_density_of_samples_is_found_again_backwards(solver):
+    sampler = rough_sampler(well())
+    ensemble = sampler.sample(4, n_steps=10, solver=solver)
+    backwards = sampler.log_density(ensemble.positions, n_steps=10, solver=solver)
+    torch.testing.assert_close(backwards, ensemble.log_density, atol=0.01, rtol=0)
+    assert ensemble.log_density.std() > 0.1
+
+
+def test_log_density_is_exact_for_any_positions(generator):
+    """log N(x; 0, 1/stiffness) on the subspace, wherever the centre of the given positions is."""
+    sampler = exact_sampler()
+    positions = torch.randn(5, 4, 3, generator=generator)
+    energies = sampler.system.potential.energy(positions).double()
+    exact = -energies - sampler.system.potential.log_z
+    found = sampler.log_density(positions + 3.0)
+    torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-5)
+
+
+def test_batches_change_nothing_but_rounding():
+    sampler, seen = rough_sampler(well()), []
+    whole = sampler.sample(23, seed=5, n_steps=2)
+    parts = sampler.sample(
+        23, seed=5, n_steps=2, batch_size=7, progress=lambda *done: seen.append(done)
+    )
+    torch.testing.assert_close(parts.positions, whole.positions, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts.log_density, whole.log_density, atol=1e-4, rtol=1e-5)
+    assert seen == [(7, 23), (14, 23), (21, 23), (23, 23)]
+
+
+def test_seed_decides_on_the_samples():
+    sampler = rough_sampler(well())
+    first = sampler.sample(5, seed=1, n_steps=2)
+    again, other = sampler.sample(5, seed=1, n_steps=2), sampler.sample(5, seed=2, n_steps=2)
+    assert torch.equal(first.positions, again.positions)
+    assert torch.equal(first.log_density, again.log_density)
+    assert (first.positions - other.positions).abs().min() > 0
+
+
+def test_sampling_without_density_gives_the_same_structures_without_weights():
+    sampler = rough_sampler(well())
+    plain = sampler.sample(5, n_steps=2, with_density=False)
+    assert torch.equal(plain.positions, sampler.sample(5, n_steps=2).positions)
+    assert plain.log_density is None
+
+
+def test_ensemble_tells_how_it_was_made():
+    info = exact_sampler().sample(3, seed=9, n_steps=4).info
+    expected = {"seed": 9, "n_steps": 4, "solver": "rk4", "n_energy": 3, "n_energy_training": 17}
+    assert expected.items() <= info.items()
+    assert info["wall_time"] > 0
+
+
+def test_integration_error_falls_with_the_fourth_power_of_the_step():
+    sampler = exact_sampler()
+    sampler.field.log_std -= 1
+    errors = [sampler.integration_error(sampler.sample(50, n_steps=k)) for k in (6, 12)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.4)
+    assert errors[0] > 1e-4
+    assert sampler.integration_error(sampler.sample(50)) < 1e-4
+
+
+def test_integration_error_is_the_change_on_halving_the_step():
+    sampler = rough_sampler(well())
+    coarse, fine = sampler.sample(10, n_steps=2), sampler.sample(10, n_steps=4)
+    expected = (fine.log_weights - coarse.log_weights).square().mean().sqrt().item()
+    assert sampler.integration_error(coarse) == pytest.approx(expected, rel=1e-2)
+
+
+def test_saved_sampler_draws_the_same_samples(tmp_path):
+    sampler, path = rough_sampler(well()), tmp_path / "weights.safetensors"
+    sampler.save(path)
+    loaded = Sampler.load(path, well())
+    first, again = sampler.sample(5, n_steps=2), loaded.sample(5, n_steps=2)
+    assert torch.equal(first.positions, again.positions)
+    assert torch.equal(first.log_weights, again.log_weights)
+    assert loaded.metadata == sampler.metadata
+
+
+def test_run_folder_with_its_system_needs_nothing_else(tmp_path, well_file):
+    well_file.rename(tmp_path / "system.toml")
+    sampler = rough_sampler(well())
+    sampler.save(tmp_path / "weights.safetensors")
+    drawn = sample(tmp_path, 5, seed=2, n_steps=2)
+    assert torch.equal(drawn.positions, sampler.sample(5, seed=2, n_steps=2).positions)
+    assert drawn.system.potential.stiffness == STIFFNESS
+
+
+def test_weights_beside_the_file_of_a_system_are_found_by_it(tmp_path, well_file):
+    rough_sampler(well()).save(tmp_path / "well.safetensors")
+    assert Sampler.load(well_file).system.name == "well"
+
+
+def test_weights_of_another_system_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    rough_sampler(well()).save(path)
+    other = System("trap", Harmonic(n_atoms=4))
+    with pytest.raises(ValueError, match="was trained for 'well', not for 'trap'"):
+        Sampler.load(path, other)
+
+
+def test_weights_that_do_not_fit_their_network_are_refused(tmp_path):
+    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
+    sampler.metadata["recipe"] = {"network": {**NETWORK, "n_hidden": 16}}
+    sampler.save(path)
+    with pytest.raises(ValueError, match="does not fit its own network"):
+        Sampler.load(path, well())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"system": "well"}, {"system": "well", "recipe": None}])
+def test_weights_that_do_not_tell_what_they_are_for_are_refused(metadata, tmp_path):
+    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
+    sampler.metadata = metadata
+    sampler.save(path)
+    with pytest.raises(ValueError, match="does not tell its system and network"):
+        Sampler.load(path, well())
+
+
+def test_corrupt_and_foreign_weights_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"no weights at all")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        Sampler.load(path, well())
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="no boltztilt weights"):
+        Sampler.load(path, well())
+
+
+def test_missing_weights_name_the_command_that_makes_them(tmp_path, well_file):
+    with pytest.raises(FileNotFoundError, match=r"boltztilt train .*well\.toml -o runs/well"):
+        Sampler.load(well_file)
+    with pytest.raises(FileNotFoundError, match=r"holds no weights\.safetensors: train"):
+        Sampler.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such weights file"):
+        Sampler.load(tmp_path / "absent.safetensors")
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'lj13'"):
+        sample("lj31", 5)
+
+
+@pytest.mark.parametrize("n", [0, -5])
+def test_samples_that_are_none_are_refused(n):
+    with pytest.raises(ValueError, match="sample at least 1"):
+        exact_sampler().sample(n)
+
+
+def test_unknown_solver_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'euler' is unknown; choose one of rk4, dopri5"):
+        exact_sampler().sample(2, solver="euler")
+
+
+def test_flow_without_steps_is_refused():
+    with pytest.raises(ValueError, match="at least one step"):
+        exact_sampler().sample(2, n_steps=0)
