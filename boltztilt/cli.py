@@ -6,8 +6,6 @@ Every heavy import (torch and all that needs it) happens inside the verb that us
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +15,17 @@ import typer
 from typer.core import TyperGroup
 
 from boltztilt import __version__, console
+from boltztilt.arguments import (
+    check_device,
+    check_run_folder,
+    evaluation_folder,
+    next_command,
+    open_sampler,
+    read_overrides,
+)
 
 if TYPE_CHECKING:
     from boltztilt.analysis.reference import Reference
-    from boltztilt.sampling.sampler import Sampler
     from boltztilt.systems.system import System
 
 BAD_INPUT = 2
@@ -219,28 +224,6 @@ def sample(
     console.print_files(final.save(path, overwrite=force))
 
 
-def open_sampler(target: str | Path, device: str = "cpu", system: str | None = None) -> Sampler:
-    """The sampler of a system's shipped weights, a run folder or a weights file."""
-    from boltztilt.sampling.sampler import Sampler
-    from boltztilt.systems.system import load_system
-
-    check_device(device)
-    sampler = Sampler.load(target, load_system(system) if system else None)
-    sampler.field.to(device)
-    return sampler
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError where torch cannot use the device."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split(chr(10))[0]
-        raise ValueError(f"--device {device} cannot be used here ({reason}); try cpu") from error
-
-
 @app.command()
 def train(
     name: Name,
@@ -297,59 +280,6 @@ def train(
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 
-def read_overrides(texts: list[str]) -> dict[str, Any]:
-    """The recipe entries of `key=value` arguments; `table.key=value` sets one in a table."""
-    overrides: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        *tables, name = key.split(".")
-        if not equals or not name or not value:
-            raise ValueError(f"--set {text}: expected key=value, such as --set n_particles=512")
-        target = overrides
-        for table in tables:
-            target = target.setdefault(table, {})
-        target[name] = read_value(value)
-    return overrides
-
-
-def read_value(text: str) -> Any:
-    """A value as TOML writes it; what is not TOML is text."""
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def check_run_folder(folder: Path, resume: bool, force: bool) -> None:
-    """Raises where training would overwrite a run, or where there is none to resume."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; give the folder of the run")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise PermissionError(f"cannot write to {existing}: no permission")
-    if resume and not holds_run(folder):
-        raise FileNotFoundError(f"{folder} holds no run to resume; train without --resume")
-    if holds_run(folder) and not resume and not force:
-        raise FileExistsError(
-            f"{folder} already holds a run; --resume continues it, --force starts again"
-        )
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether training can be resumed in the folder."""
-    return (folder / "checkpoint" / "state.pt").exists()
-
-
-def next_command(name: str, folder: Path) -> str:
-    """What to type after an interruption."""
-    if not holds_run(folder):
-        return "nothing was computed yet: start again"
-    words = ["boltztilt", "train", name, "-o", str(folder), "--resume"]
-    return f"continue with: {shlex.join(words)}"
-
-
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run folder, a system or a weights file.")],
@@ -384,14 +314,6 @@ def evaluate(
     rows = console.report_rows(report, {"system", "convention", "reference", "training"})
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])
-
-
-def evaluation_folder(target: str) -> Path:
-    """The run folder itself, or `NAME_evaluation` in the current folder."""
-    path = Path(target)
-    if path.is_dir():
-        return path
-    return Path(f"{path.stem}_evaluation")
 
 
 def find_reference(
