@@ -139,7 +139,8 @@ def clock(seconds: float) -> str:
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Prints names and values in two columns."""
-    table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2))
+    words = Text(title)
+    table = Table(title=words, show_header=False, title_justify="left", box=None, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:

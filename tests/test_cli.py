@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from boltztilt import __version__, cli
+from boltztilt import __version__, cli, console
 from boltztilt.sampling.sampler import SOLVERS
 from boltztilt.systems.system import load_system
 
@@ -117,12 +118,11 @@ def test_help_is_fast_and_imports_no_torch():
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
-    def seconds():
-        start = time.perf_counter()
-        assert spawn("--help").returncode == 0
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 1.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert spawn("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 1.5  # seconds of the processor: other load does not count
 
 
 @pytest.mark.parametrize("verb", ["systems", "info", "sample", "train", "evaluate", "reference"])
@@ -448,3 +448,8 @@ def test_reference_is_written_and_not_overwritten(system_file, tmp_path):
     assert "virial" in result.stdout
     assert np.load(output)["positions"].shape == (100, 3, 3)
     assert_refused(boltztilt(*words), "reference.npz", "--force")
+
+
+def test_titles_show_brackets_as_they_are(capsys):
+    console.print_table("U = [r^-12 - 2 r^-6]", [("n", "13")])
+    assert "U = [r^-12 - 2 r^-6]" in capsys.readouterr().out
