@@ -47,8 +47,13 @@ class Rung:
 
     @property
     def new_a(self) -> float:
-        """The level after the step, exactly one at the end of the ladder."""
-        return 1.0 if self.a + self.step > 1 - 1e-9 else self.a + self.step
+        """The level after the step."""
+        return level_after(self.a, self.step)
+
+
+def level_after(a: float, step: float) -> float:
+    """a + h, exactly one at the end of the ladder."""
+    return 1.0 if a + step > 1 - 1e-9 else a + step
 
 
 def climb(
@@ -60,41 +65,21 @@ def climb(
     device: torch.device,
 ) -> Rung:
     """The next rung above level `a`, whose step keeps the recipe's conditional ESS."""
-    if a == 0:
-        particles = base.sample(recipe.n_particles, chains.generator).to(device)
-        log_density = base.log_density(particles)
-    else:
-        particles, log_density = rollouts(
-            field,
-            base,
-            recipe.n_particles,
-            recipe.rollout_steps,
-            chains.generator,
-            recipe.exact_weights,
-            device,
-        )
-        if not recipe.exact_weights:
-            particles, _ = chains.run(particles, a, recipe.recentring_steps)
-    sound = torch.isfinite(particles).flatten(1).all(dim=1)  # paths that did not diverge
-    particles, log_density = particles[sound], log_density[sound]
+    particles, log_density = draw_particles(field, base, a, recipe, chains, device)
     reward = rewards(chains.potential, base, particles)
+    finite = torch.isfinite(reward)
     prior = torch.zeros_like(reward)
     if recipe.exact_weights and a > 0:
         # log rho_a - log q: the weights that repair whatever the field got wrong so far
         prior = base.log_density(particles) + a * reward - log_density
         prior = torch.where(torch.isfinite(prior), prior, -torch.inf)
     step = choose_step(reward, 1.0 - a, recipe.cess, prior)
-    scaled = step * reward
-    if not bool(torch.isfinite(reward).all()):
-        scaled = torch.where(torch.isfinite(reward), scaled, -torch.inf)
+    scaled = torch.where(finite, step * reward, -torch.inf)
     weights = tilt_weights(prior + scaled)
     n_drawn = recipe.n_particles if recipe.exact_weights else len(reward)
-    log_z_change = torch.logsumexp(prior + scaled, 0) - math.log(n_drawn)
-    shares = torch.where(torch.isfinite(reward), prior, -torch.inf).softmax(0)
-    mean_reward = (shares * torch.where(torch.isfinite(reward), reward, 0.0)).sum()
+    shares = torch.where(finite, prior, -torch.inf).softmax(0)
     matching = resample(particles, weights, chains.generator)
-    new_a = 1.0 if a + step > 1 - 1e-9 else a + step
-    matching, acceptance = chains.run(matching, new_a, recipe.recentring_steps)
+    matching, acceptance = chains.run(matching, level_after(a, step), recipe.recentring_steps)
     energy = chains.potential.energy(matching).double()
     return Rung(
         a=a,
@@ -104,8 +89,39 @@ def climb(
         scaled_rewards=scaled,
         matching=matching,
         cess=conditional_ess(reward, step, prior),
-        log_z_change=float(log_z_change),
-        mean_reward=float(mean_reward),
+        log_z_change=float(torch.logsumexp(prior + scaled, 0)) - math.log(n_drawn),
+        mean_reward=float((shares * torch.where(finite, reward, 0.0)).sum()),
         mean_energy=float(energy[torch.isfinite(energy)].mean()),
         acceptance=acceptance,
     )
+
+
+def draw_particles(
+    field: nn.Module,
+    base: Gaussian,
+    a: float,
+    recipe: Recipe,
+    chains: Chains,
+    device: torch.device,
+) -> tuple[Float[Tensor, "batch atoms dims"], Float64[Tensor, "batch"]]:
+    """Samples of rho_a and their log-densities under the law they were drawn from.
+
+    At a = 0 they come from the base, above from the field: rejuvenated by the chains, unless exact
+    weights are to repair them. Paths that diverged are left out.
+    """
+    if a == 0:
+        particles = base.sample(recipe.n_particles, chains.generator).to(device)
+        return particles, base.log_density(particles)
+    particles, log_density = rollouts(
+        field,
+        base,
+        recipe.n_particles,
+        recipe.rollout_steps,
+        chains.generator,
+        recipe.exact_weights,
+        device,
+    )
+    if not recipe.exact_weights:
+        particles, _ = chains.run(particles, a, recipe.recentring_steps)
+    sound = torch.isfinite(particles).flatten(1).all(dim=1)
+    return particles[sound], log_density[sound]
