@@ -394,7 +394,7 @@ PLANE = {
 def test_trained_mixture_has_exact_mean_modes_and_free_energy(changes):
     """The target is a mixture tilted by a linear reward: a mixture again, known exactly."""
     target = MODES.tilted(SLOPE)
-    sampler = train(System("mixture", target), seed=1, **{**PLANE, "polish_steps": 300}, **changes)
+    sampler = train(System("mixture", target), seed=1, **{**PLANE, "polish_steps": 1000}, **changes)
     check_mixture(sampler, target, n=4000, smallest_ess=0.8, raw_error=0.12)
 
 
