@@ -1,7 +1,5 @@
 """Symmetries of the local-density field and its divergence against the full Jacobian."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -184,17 +182,3 @@ def test_learned_part_fades_where_the_data_are_at_rest(generator):
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 1"):
         LocalDensityField(**wrong)
-
-
-@pytest.mark.slow
-def test_compiled_field_gives_the_same_numbers(generator):
-    if not (shutil.which("c++") or shutil.which("g++")):
-        pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    field, positions = local_density().float(), lattice(7, 3, generator).float()
-    velocity, divergence = field.velocity_and_divergence(TIMES.float(), positions)
-    compiled = torch.compile(field, dynamic=False)
-    torch.testing.assert_close(compiled(TIMES.float(), positions), velocity, atol=1e-5, rtol=1e-5)
-    both = torch.compile(field.velocity_and_divergence, dynamic=False)
-    torch.testing.assert_close(
-        both(TIMES.float(), positions), (velocity, divergence), atol=1e-3, rtol=1e-4
-    )
