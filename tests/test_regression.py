@@ -5,15 +5,18 @@ import torch
 from torch import nn
 
 from boltztilt.energy import CountedPotential
+from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.tilt.interpolant import Bridge
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.population import Chains
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
     draw_bridge,
+    likelihood_loss,
     matching_loss,
     refuse_explicit_on_singular_core,
     tilting_loss,
@@ -33,6 +36,10 @@ class Scaled(nn.Module):
     def forward(self, times, positions):
         return self.scale * positions
 
+    def velocity_and_divergence(self, times, positions):
+        n_free = (positions.shape[1] - 1) * positions.shape[2]
+        return self(times, positions), self.scale * n_free * torch.ones_like(times)
+
 
 def rung_of(potential, n_particles=1000):
     generator = torch.Generator().manual_seed(0)
@@ -45,6 +52,38 @@ def bridge_of(n, generator):
     positions, rates = torch.randn(2, n, 4, 3, generator=generator)
     times, weights = torch.rand(2, n, generator=generator)
     return Bridge(times, positions, rates, weights)
+
+
+def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_width(generator):
+    """The flow of s x is a Gaussian of width exp(s); Gaussian particles want s = log width."""
+    particles = 1.7 * BASE.sample(500, generator).double()
+    width = (particles.square().sum() / (len(particles) * BASE.dof)).sqrt()
+    field = Scaled(0.3).double()
+    loss = likelihood_loss(field.velocity_and_divergence, particles, BASE, 20, generator)
+    scale = field.scale.detach()
+    exact = BASE.dof * scale - BASE.log_density(particles * torch.exp(-scale)).mean()
+    torch.testing.assert_close(loss, exact, atol=1e-4, rtol=0)
+    loss.backward()
+    slope = BASE.dof * (1 - (width * torch.exp(-scale)) ** 2)
+    torch.testing.assert_close(field.scale.grad, slope, atol=1e-3, rtol=1e-4)
+    assert slope < -1
+    best = Scaled(float(width.log())).double()
+    likelihood_loss(best.velocity_and_divergence, particles, BASE, 20, generator).backward()
+    assert abs(best.scale.grad) < 1e-3
+
+
+def test_likelihood_of_a_network_is_what_the_flow_says(generator):
+    field = LocalDensityField(n_hidden=8, n_channels=2)
+    torch.nn.init.normal_(field.output)
+    particles = BASE.sample(5, generator)
+    fine = integrate(field, particles, warped_grid(60).flip(0))
+    expected = -(BASE.log_density(fine.positions) - fine.log_density_change).mean()
+    loss = likelihood_loss(field.velocity_and_divergence, particles, BASE, 40, generator)
+    torch.testing.assert_close(loss, expected, atol=1e-3, rtol=0)
+    loss.backward()
+    gradients = [p.grad for p in field.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert field.output.grad.norm() > 0
 
 
 @pytest.mark.parametrize("coupling", ["aligned", "independent"])

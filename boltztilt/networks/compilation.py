@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
+Compilable = TypeVar("Compilable", bound=Callable)
 
-def compiled(network: nn.Module, wanted: bool) -> nn.Module:
-    """The network's forward through torch.compile if wanted, else the network itself.
+
+def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilable:
+    """The network, or a method of it, through torch.compile if wanted, else as it is.
 
     Without the C++ compiler that torch.compile needs on a CPU the network is used as it is, with a
     warning: results agree to rounding, only the speed differs.
     """
     if not wanted:
-        return network
+        return function
     on_gpu = next(network.parameters()).is_cuda
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not on_gpu and not compiler:
@@ -27,5 +30,5 @@ def compiled(network: nn.Module, wanted: bool) -> nn.Module:
             "fast; install one, or set compile = false in the recipe",
             stacklevel=2,
         )
-        return network
-    return cast(nn.Module, torch.compile(network, dynamic=False))
+        return function
+    return cast(Compilable, torch.compile(function, dynamic=False))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from boltztilt.geometry import remove_mean
-from boltztilt.networks.harmonics import harmonics, softened_length
+from boltztilt.networks.harmonics import gradient_tensor, harmonics, softened_length
 from boltztilt.networks.local_density_divergence import velocity_and_divergence
 from boltztilt.networks.local_density_features import (
     DENSITY_SCALE,
@@ -95,6 +95,10 @@ class LocalDensityField(nn.Module):
         self.edge_densities = nn.Linear(n_densities, n_hidden, bias=False)
         self.edge_hidden = nn.Linear(n_hidden, n_hidden)
         self.output = nn.Parameter(torch.zeros(n_hidden))
+        for degree in range(1, max_degree + 1):
+            self.register_buffer(
+                f"gradient_tensor_{degree}", gradient_tensor(degree), persistent=False
+            )
         self._start_at_base(n_hidden)
 
     def _start_at_base(self, n_hidden: int) -> None:

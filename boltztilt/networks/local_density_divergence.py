@@ -28,7 +28,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.geometry import pair_indices
-from boltztilt.networks.harmonics import gradient_tensor
 from boltztilt.networks.local_density_features import (
     DENSITY_SCALE,
     EdgeActivations,
@@ -257,7 +256,8 @@ def own_density_rates(
         own = _over_edges(around.outer[degree], along)
         if degree > 0:
             lower = _over_edges(around.harmonics[degree - 1], across)
-            own = own + gradient_tensor(degree).to(lower).flatten(1).T @ lower
+            gradient = field.get_buffer(f"gradient_tensor_{degree}")
+            own = own + gradient.to(lower).flatten(1).T @ lower
         by_degree.append(own)
     return by_degree
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -24,20 +25,15 @@ def warped_grid(n_steps: int, power: float = 1.4) -> Float64[Tensor, "times"]:
     return 1 - (1 - torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)) ** power
 
 
-class _Rate:
-    """Right-hand side (dx/dt, d log q/dt) of the flow, with or without the density."""
+Rates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Velocity `(batch, atoms, dims)` and divergence `(batch,)` at times `(batch,)` and positions."""
 
-    def __init__(self, field: torch.nn.Module, with_density: bool) -> None:
-        self.field: Any = field
-        self.with_density = with_density
 
-    def __call__(self, time: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        times = time.to(positions).expand(positions.shape[0])
-        if not self.with_density:
-            velocity = self.field(times, positions)
-            return velocity, torch.zeros_like(times, dtype=torch.float64)
-        velocity, divergence = self.field.velocity_and_divergence(times, positions)
-        return velocity, -divergence.double()
+def rates_of(field: Any, with_density: bool) -> Rates:
+    """The field's velocity and exact divergence, or zeros instead of the divergence."""
+    if with_density:
+        return field.velocity_and_divergence
+    return lambda times, positions: (field(times, positions), torch.zeros_like(times))
 
 
 def integrate(
@@ -51,20 +47,29 @@ def integrate(
     The times may decrease: the flow is then followed backwards. Log-densities accumulate in
     float64 whatever the dtype of the positions; without density the change is zero.
     """
-    rate = _Rate(field, with_density)
+    with torch.no_grad():
+        return runge_kutta(rates_of(field, with_density), positions, times)
+
+
+def runge_kutta(
+    rates: Rates, positions: Float[Tensor, "batch atoms dims"], times: Float64[Tensor, "times"]
+) -> FlowResult:
+    """The steps of `integrate`, which autograd can follow back to the parameters of the rates."""
     change = torch.zeros(positions.shape[0], dtype=torch.float64, device=positions.device)
     times = times.to(positions.device)
-    with torch.no_grad():
-        for start, stop in pairwise(times):
-            step = stop - start
-            middle = start + step / 2
-            h = step.to(positions)
-            v1, q1 = rate(start, positions)
-            v2, q2 = rate(middle, positions + h / 2 * v1)
-            v3, q3 = rate(middle, positions + h / 2 * v2)
-            v4, q4 = rate(stop, positions + h * v3)
-            positions = positions + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-            change = change + step / 6 * (q1 + 2 * q2 + 2 * q3 + q4)
+    for start, stop in pairwise(times):
+        step = stop - start
+        h = step.to(positions)
+        first, middle, last = (
+            time.to(positions).expand(len(positions)) for time in (start, start + step / 2, stop)
+        )
+        v1, d1 = rates(first, positions)
+        v2, d2 = rates(middle, positions + h / 2 * v1)
+        v3, d3 = rates(middle, positions + h / 2 * v2)
+        v4, d4 = rates(last, positions + h * v3)
+        positions = positions + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+        inner = d2.double() + d3.double()
+        change = change - step / 6 * (d1.double() + 2 * inner + d4.double())
     return FlowResult(positions, change)
 
 
@@ -84,12 +89,18 @@ def integrate_dopri5(
     """
     from torchdiffeq import odeint
 
-    rate = _Rate(field, with_density)
+    rates = rates_of(field, with_density)
+
+    def rate(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = state[0].to(positions.dtype)
+        velocity, divergence = rates(time.to(inputs).expand(len(inputs)), inputs)
+        return velocity, -divergence.double()
+
     change = torch.zeros(positions.shape[0], dtype=torch.float64, device=positions.device)
     ends = torch.tensor([start, stop], dtype=torch.float64, device=positions.device)
     with torch.no_grad():
         path = odeint(
-            lambda time, state: rate(time, state[0].to(positions.dtype)),
+            rate,
             (positions, change),
             ends,
             rtol=tolerance,

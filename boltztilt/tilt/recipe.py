@@ -26,6 +26,9 @@ POSITIVE = (
     "polish_rollout_every",
     "batch_size",
     "times_per_pair",
+    "likelihood_batch",
+    "likelihood_solver_steps",
+    "likelihood_rate",
     "learning_rate",
     "gradient_clip",
 )
@@ -33,6 +36,7 @@ NOT_NEGATIVE = (
     "recentring_steps",
     "polish_steps",
     "polish_chain_steps",
+    "likelihood_steps",
     "warmup_steps",
     "checkpoint_minutes",
 )
@@ -67,6 +71,12 @@ class Recipe:
         polish_rollout_every: refreshments between replacements of all particles by new rollouts.
         polish_particles, polish_chain_steps: particles while polishing, and Markov chain steps at
             each refreshment (`BURN_IN` times as many after new rollouts).
+        likelihood_steps: updates at the end that maximise the exact likelihood of the polishing
+            particles, through the flow and its divergence. Dear, but a hundred of them gain more
+            than thousands of updates of flow matching.
+        likelihood_batch, likelihood_solver_steps, likelihood_rate: particles of each of these
+            updates, Runge-Kutta steps back to the base, and the learning rate, which falls as it
+            does while polishing.
         batch_size: interpolant points of one update.
         times_per_pair: points drawn on the path of each coupled pair.
         smallest_noise: smallest 1 - t of training.
@@ -94,6 +104,10 @@ class Recipe:
     polish_refresh: int = 100
     polish_chain_steps: int = 50
     polish_rollout_every: int = 50
+    likelihood_steps: int = 0
+    likelihood_batch: int = 64
+    likelihood_solver_steps: int = 8
+    likelihood_rate: float = 2e-3
     batch_size: int = 256
     times_per_pair: int = 4
     smallest_noise: float = 0.005

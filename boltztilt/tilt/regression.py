@@ -1,4 +1,4 @@
-"""The regression losses of one update, on the rung's particles or by plain flow matching."""
+"""The losses of one update: regression on the rung's particles, flow matching, likelihood."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.flow import Rates, runge_kutta, warped_grid
 from boltztilt.tilt.coupling import COUPLINGS
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 from boltztilt.tilt.ladder import Rung
@@ -16,6 +17,9 @@ from boltztilt.tilt.objectives import explicit_target, implicit_target, squared_
 from boltztilt.tilt.recipe import Recipe
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+
+GRID_POWERS = (1.7, 2.3)
+"""Range of the power of `warped_grid` on which likelihoods are integrated while training."""
 
 
 def draw_bridge(
@@ -61,6 +65,27 @@ def tilting_loss(
         baseline = float(rung.scaled_rewards.mean())
         target = explicit_target(old, bridge.rates, bridge.weights, baseline)
     return (bridge.times * squared_error(predicted, target)).mean()
+
+
+def likelihood_loss(
+    rates: Rates,
+    particles: Float[Tensor, "batch atoms dims"],
+    base: Gaussian,
+    n_steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean of -log q(x1), the exact density of the flow, whose minimum is the law of the particles.
+
+    The flow is followed back to the base in a few Runge-Kutta steps. Their grid is drawn anew each
+    time, so that the field cannot learn to live off the error of one grid.
+
+    Reference: R. T. Q. Chen et al. (2018), Neural ordinary differential equations, section 4,
+    https://arxiv.org/abs/1806.07366
+    """
+    low, high = GRID_POWERS
+    power = low + (high - low) * float(torch.rand(1, generator=generator))
+    backward = runge_kutta(rates, particles, warped_grid(n_steps, power).flip(0))
+    return -(base.log_density(backward.positions) - backward.log_density_change).mean()
 
 
 def refuse_explicit_on_singular_core(rung: Rung) -> None:

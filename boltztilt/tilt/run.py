@@ -22,6 +22,7 @@ from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
+from boltztilt.sampling.flow import rates_of
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.interpolant import Bridge
@@ -31,6 +32,7 @@ from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
     draw_bridge,
+    likelihood_loss,
     matching_loss,
     refuse_explicit_on_singular_core,
     tilting_loss,
@@ -51,6 +53,12 @@ LOG_COLUMNS = (
     "n_energy",
     "seconds",
 )
+
+DENSITY_COST = 3
+"""About how many evaluations of the field its velocity with divergence costs."""
+
+LIKELIHOOD_WARMUP = 10
+"""Updates over which the learning rate of the likelihood rises."""
 
 BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
@@ -85,8 +93,9 @@ class TrainingRun:
             self.field = build_network(recipe.network, system).to(self.device)
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
-        self.velocity = compiled(self.field, recipe.compile)
-        self.old_velocity = compiled(self.old_field, recipe.compile)
+        self.velocity = compiled(self.field, self.field, recipe.compile)
+        self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
+        self.rates = compiled(rates_of(self.field, True), self.field, recipe.compile)
         self.optimiser = FieldOptimiser(self.field, recipe)
         self.potential = CountedPotential(system.potential)
         self.chains = Chains(
@@ -114,9 +123,13 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """Whether ladder and polishing are complete."""
-        polished = self.progress["stage_step"] >= self.recipe.polish_steps
-        return self.progress["stage"] == "polish" and polished
+        """Whether ladder, polishing and likelihood are complete."""
+        last = "likelihood" if self.recipe.likelihood_steps else "polish"
+        return self.progress["stage"] == last and self._stage_done()
+
+    def _stage_done(self) -> bool:
+        """Whether the stage after the ladder has had all its updates."""
+        return self.progress["stage_step"] >= self._stage_steps()
 
     def update(self) -> None:
         """One regression step, with whatever has to happen before or after it."""
@@ -124,6 +137,8 @@ class TrainingRun:
             self._ladder_update()
         else:
             self._polish_update()
+        if self.progress["stage"] == "polish" and self._stage_done():
+            self._start_likelihood()
         now = time.monotonic()
         self.progress["seconds"] += now - self.clock
         self.clock = now
@@ -142,7 +157,7 @@ class TrainingRun:
             bridge = self._bridge(rung.particles, weights)
             loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, objective)
         self._descend(loss, self.recipe.learning_rate)
-        if self.progress["stage_step"] >= self._rung_steps():
+        if self._stage_done():
             self._finish_rung(rung)
 
     def _objective(self, rung: Rung) -> str:
@@ -155,14 +170,38 @@ class TrainingRun:
         return "wfm" if first_aligned else self.recipe.objective
 
     def _polish_update(self) -> None:
+        """An update at a = 1, by flow matching and in the end by likelihood."""
         recipe, step = self.recipe, self.progress["stage_step"]
         if step % recipe.polish_refresh == 0:
             self._refresh_particles(step // recipe.polish_refresh)
-        ones = torch.ones(len(self.particles), device=self.device)
-        loss = matching_loss(self.velocity, self._bridge(self.particles, ones))
-        done = step / max(recipe.polish_steps, 1)
+        done = step / self._stage_steps()
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
-        self._descend(loss, recipe.learning_rate * min(1.0, max(left, 0.01)))
+        decayed = min(1.0, max(left, 0.01))
+        if self.progress["stage"] == "likelihood":
+            self._descend(self._likelihood_loss(), recipe.likelihood_rate * decayed)
+        else:
+            ones = torch.ones(len(self.particles), device=self.device)
+            loss = matching_loss(self.velocity, self._bridge(self.particles, ones))
+            self._descend(loss, recipe.learning_rate * decayed)
+
+    def _start_likelihood(self) -> None:
+        """Continues from the averaged field, with a new optimiser, where the recipe wants it."""
+        if self.recipe.likelihood_steps:
+            self.field.load_state_dict(self.average.state_dict())
+            self.optimiser = FieldOptimiser(self.field, self.recipe)
+            self.progress.update(stage="likelihood", stage_step=0)
+
+    def _likelihood_loss(self) -> Tensor:
+        recipe = self.recipe
+        size = (recipe.likelihood_batch,)
+        chosen = torch.randint(len(self.particles), size, generator=self.generator)
+        return likelihood_loss(
+            self.rates,
+            self.particles[chosen.to(self.device)],
+            self.system.base,
+            recipe.likelihood_solver_steps,
+            self.generator,
+        )
 
     def _bridge(self, particles: Tensor, weights: Tensor) -> Bridge:
         return draw_bridge(
@@ -177,20 +216,28 @@ class TrainingRun:
 
     def _descend(self, loss: Tensor, learning_rate: float) -> None:
         progress = self.progress
-        warm = min(1.0, (progress["n_updates"] + 1) / max(self.recipe.warmup_steps, 1))
+        n_taken, n_warmup = progress["n_updates"], self.recipe.warmup_steps
+        if progress["stage"] == "likelihood":
+            n_taken, n_warmup = progress["stage_step"], min(n_warmup, LIKELIHOOD_WARMUP)
+        warm = min(1.0, (n_taken + 1) / max(n_warmup, 1))
         loss.backward()
         value = float(loss.detach())
         if not self.optimiser.step(learning_rate * warm):
             progress["n_skipped"] += 1
         decay = self.recipe.average_decay
-        update_average(self.average, self.field, decay, progress["n_updates"])
+        update_average(self.average, self.field, decay, n_taken)
         progress["n_updates"] += 1
         progress["stage_step"] += 1
-        memory = 0.98 if progress["n_updates"] > 1 else 0.0
+        memory = 0.98 if n_taken > 0 else 0.0
         if math.isfinite(value):
             progress["loss"] = memory * progress["loss"] + (1 - memory) * value
 
-    def _rung_steps(self) -> int:
+    def _stage_steps(self) -> int:
+        """Updates of the current rung, or of the stage after the ladder."""
+        if self.progress["stage"] == "polish":
+            return self.recipe.polish_steps
+        if self.progress["stage"] == "likelihood":
+            return self.recipe.likelihood_steps
         first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
         return max(1, round(self.recipe.steps_per_rung * first))
 
@@ -266,14 +313,13 @@ class TrainingRun:
     def status(self) -> TrainingStatus:
         """Where the run stands."""
         progress, rung = self.progress, self.rung
-        in_ladder = progress["stage"] == "ladder"
         return TrainingStatus(
             stage=progress["stage"],
             rung=progress["rung"],
             a=progress["a"],
             cess=rung.cess if rung else float("nan"),
             step=progress["stage_step"],
-            n_steps=self._rung_steps() if in_ladder else self.recipe.polish_steps,
+            n_steps=self._stage_steps(),
             loss=progress["loss"],
             acceptance=progress["acceptance"],
             mean_energy=progress["mean_energy"],
@@ -282,14 +328,19 @@ class TrainingRun:
         )
 
     def _fraction_done(self) -> float:
-        """Share of all updates, the length of the ladder being guessed from the dimension."""
+        """Share of the work in updates, the length of the ladder guessed from the dimension."""
         progress, recipe = self.progress, self.recipe
+        evaluations = DENSITY_COST * 4 * recipe.likelihood_solver_steps
+        likelihood_cost = evaluations * recipe.likelihood_batch / recipe.batch_size
         expected = 10 + 4 * self.system.base.dof**0.5
         n_rungs = max(expected, progress["rung"] + 1 + 3 * (1 - progress["a"]))
-        if progress["stage"] == "polish":
+        if progress["stage"] != "ladder":
             n_rungs = progress["rung"]
         total = n_rungs * recipe.steps_per_rung + recipe.polish_steps
-        return min(1.0, progress["n_updates"] / max(total, 1))
+        done = progress["n_updates"]
+        if progress["stage"] == "likelihood":
+            done += (likelihood_cost - 1) * progress["stage_step"]
+        return min(1.0, done / max(total + likelihood_cost * recipe.likelihood_steps, 1))
 
     def checkpoint_due(self) -> bool:
         """Whether the time between checkpoints has passed."""
