@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int], None]
 
 SECONDS_BETWEEN_LINES = 30.0
+SMALLEST_TELLING_FRACTION = 0.01
 
 
 def standard_output() -> Console:
@@ -112,20 +113,21 @@ class TrainingBar:
 def training_words(status: TrainingStatus) -> str:
     """One line on where training stands; quantities not measured yet are left out."""
     words = [f"{status.stage} rung {status.rung}", f"a {status.a:.3g}"]
+    loss = "-log q" if status.stage == "likelihood" else "loss"
     for label, value, layout in (
         ("CESS", status.cess, ".2f"),
-        ("loss", status.loss, ".4g"),
-        ("ESS", getattr(status, "ess", None), ".1%"),
+        (loss, status.loss, ".4g"),
+        ("ESS", status.ess, ".1%"),
         ("<U>", status.mean_energy, ".2f"),
     ):
-        if value is not None and value == value:
+        if value == value:
             words.append(f"{label} {value:{layout}}")
     return "  ".join(words)
 
 
 def time_left(status: TrainingStatus) -> str:
-    """Text such as `left 0:12:05`, from the fraction done and the seconds spent."""
-    if not status.fraction_done or status.fraction_done <= 0:
+    """Text such as `left 0:12:05`, once enough is done to tell: the first updates compile."""
+    if status.fraction_done < SMALLEST_TELLING_FRACTION:
         return ""
     return f"left {clock(status.seconds * (1.0 / status.fraction_done - 1.0))}"
 

@@ -62,14 +62,9 @@ def write_trajectory(
 def write_topology(
     path: str | Path,
     system: "System",
-    positions: Float[Tensor, "frames atoms dims"] | None = None,
+    positions: Float[Tensor, "frames atoms dims"],
 ) -> Path:
-    """Returns `path` after writing the topology as a PDB file.
-
-    A PDB file needs coordinates: those of the first of `positions`, or all zero without any.
-    """
-    if positions is None:
-        positions = torch.zeros(1, system.n_atoms, system.n_dims)
+    """Returns `path` after writing the topology and the first structure as a PDB file."""
     path = Path(path)
     with atomic_path(path) as temporary:
         _trajectory(positions[:1], system).save_pdb(str(temporary))

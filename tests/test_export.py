@@ -17,7 +17,7 @@ def test_coordinates_come_back(tmp_path, generator, name, suffix):
     system = load_system(name)
     positions = system.base.sample(5, generator)
     path = write_trajectory(tmp_path / f"out{suffix}", positions, system)
-    topology = write_topology(tmp_path / "topology.pdb", system)
+    topology = write_topology(tmp_path / "topology.pdb", system, positions)
     back = mdtraj.load(str(path), top=str(topology))
     expected = system.nm_per_length * positions.numpy()
     deviation = np.abs(back.xyz[:, :, : system.n_dims] - expected).max()

@@ -21,7 +21,7 @@ from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.estimate import weighted_mean
 
 if TYPE_CHECKING:
-    from boltztilt.sampling.sampler import Sampler
+    from boltztilt.sampling.sampler import DEFAULT_STEPS, Sampler
 
 REFERENCE_BATCH = 1000
 TAIL = 0.999
@@ -34,7 +34,7 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    n_steps: int = 20,
+    n_steps: int = DEFAULT_STEPS,
 ) -> dict[str, Any]:
     """The report on `n` samples, written with its figures into the folder `out` if one is given.
 

@@ -31,4 +31,6 @@ def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilab
             stacklevel=2,
         )
         return function
+    # the compiler's own use of functions that torch deprecates concerns nobody else
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
     return cast(Compilable, torch.compile(function, dynamic=False))

@@ -219,7 +219,7 @@ class Ensemble:
 
             write_trajectory(trajectory, self.positions, self.system)
             if trajectory.suffix != ".pdb":
-                write_topology(trajectory.with_suffix(".pdb"), self.system)
+                write_topology(trajectory.with_suffix(".pdb"), self.system, self.positions)
         self._save_numbers(trajectory.with_suffix(".npz"))
         write_report(trajectory.with_suffix(".report.json"), self.report())
         return paths

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.flow import Rates, runge_kutta, warped_grid
+from boltztilt.sampling.flow import Rates, Velocity, runge_kutta, warped_grid
 from boltztilt.tilt.coupling import COUPLINGS
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 from boltztilt.tilt.ladder import Rung
 from boltztilt.tilt.objectives import explicit_target, implicit_target, squared_error
 from boltztilt.tilt.recipe import Recipe
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
 
 GRID_POWERS = (1.7, 2.3)
 """Range of the power of `warped_grid` on which likelihoods are integrated while training."""
@@ -68,6 +64,7 @@ def tilting_loss(
 
 
 def likelihood_loss(
+    field: Velocity,
     rates: Rates,
     particles: Float[Tensor, "batch atoms dims"],
     base: Gaussian,
@@ -84,7 +81,7 @@ def likelihood_loss(
     """
     low, high = GRID_POWERS
     power = low + (high - low) * float(torch.rand(1, generator=generator))
-    backward = runge_kutta(rates, particles, warped_grid(n_steps, power).flip(0))
+    backward = runge_kutta(field, rates, particles, warped_grid(n_steps, power).flip(0))
     return -(base.log_density(backward.positions) - backward.log_density_change).mean()
 
 

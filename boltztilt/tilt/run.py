@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import boltztilt
+from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
-from boltztilt.sampling.flow import rates_of
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.interpolant import Bridge
@@ -66,12 +66,17 @@ BURN_IN = 10
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """Where a training run stands; passed to the progress callback after every update."""
+    """Where a training run stands; passed to the progress callback after every update.
+
+    `loss` is the mean squared error of the velocity, in the stage "likelihood" the mean -log q.
+    `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
+    """
 
     stage: str
     rung: int
     a: float
     cess: float
+    ess: float
     step: int
     n_steps: int
     loss: float
@@ -95,7 +100,8 @@ class TrainingRun:
         self.old_field = copy.deepcopy(self.average)
         self.velocity = compiled(self.field, self.field, recipe.compile)
         self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
-        self.rates = compiled(rates_of(self.field, True), self.field, recipe.compile)
+        exact: Any = self.field
+        self.rates = compiled(exact.velocity_and_divergence, self.field, recipe.compile)
         self.optimiser = FieldOptimiser(self.field, recipe)
         self.potential = CountedPotential(system.potential)
         self.chains = Chains(
@@ -196,6 +202,7 @@ class TrainingRun:
         size = (recipe.likelihood_batch,)
         chosen = torch.randint(len(self.particles), size, generator=self.generator)
         return likelihood_loss(
+            self.velocity,
             self.rates,
             self.particles[chosen.to(self.device)],
             self.system.base,
@@ -318,6 +325,7 @@ class TrainingRun:
             rung=progress["rung"],
             a=progress["a"],
             cess=rung.cess if rung else float("nan"),
+            ess=kish_ess(rung.weights.log()) if rung else float("nan"),
             step=progress["stage_step"],
             n_steps=self._stage_steps(),
             loss=progress["loss"],

@@ -1,4 +1,7 @@
-"""Training a sampler from the energy alone: up the tilt ladder, then polishing at a = 1."""
+"""Training a sampler from the energy alone: up the tilt ladder, then polishing at a = 1.
+
+Polishing matches the flow to particles of the target and, in the end, maximises their likelihood.
+"""
 
 from __future__ import annotations
 
