@@ -1,17 +1,19 @@
-"""All pairs of atoms of a small cluster, laid out for fast pair sums."""
+"""Pairs of atoms, laid out for fast sums over pairs."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 class AtomPairs:
-    """The pairs i < j of `n_atoms` atoms; tensors over pairs keep the batch last, the fastest."""
+    """Given pairs of atoms, or all i < j; tensors over pairs keep the batch last, the fastest."""
 
-    def __init__(self, n_atoms: int):
+    def __init__(self, n_atoms: int, pairs: Int[Tensor, "2 pairs"] | None = None):
         if n_atoms < 2:
             raise ValueError(f"a pair potential needs at least 2 atoms, got {n_atoms}")
-        self.first, self.second = torch.triu_indices(n_atoms, n_atoms, offset=1)
+        if pairs is None:
+            pairs = torch.triu_indices(n_atoms, n_atoms, offset=1)
+        self.first, self.second = pairs
         pair = torch.arange(len(self.first))
         self.incidence = torch.zeros(n_atoms, len(pair))
         self.incidence[self.first, pair] = 1.0

@@ -62,7 +62,7 @@ def packaged_files() -> set[str]:
     names = set()
     for package in settings()["tool"]["setuptools"]["packages"]:
         folder = ROOT / MAPPED.get(package, package.replace(".", "/"))
-        for pattern in ("*.py", "*.toml", "*.safetensors", "*.md", "py.typed"):
+        for pattern in ("*.py", "*.toml", "*.pdb", "*.safetensors", "*.md", "py.typed"):
             names |= {f"{package.replace('.', '/')}/{path.name}" for path in folder.glob(pattern)}
     return names
 

@@ -1,0 +1,198 @@
+"""Energies and forces of the terms of a molecular force field.
+
+A term depends on the positions only through separations x_i - x_j of some pairs of atoms
+(`boltztilt.potentials.pairs`); it is a function of them. Energies are in kT, lengths in nm.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from boltztilt.potentials.pairs import AtomPairs
+
+SMALLEST_SINE_LENGTH = 1e-6  # nm², |a x b| of a straight angle, as in OpenMM
+MIRROR_TOLERANCE = 1e-4  # kT, what a phase of 180 degrees may be off by rounding
+
+
+class RadialFunction(Protocol):
+    """An energy that depends on the distances of pairs."""
+
+    def energy(self, distances: Float[Tensor, "pairs batch"]) -> Float[Tensor, "batch"]:
+        """Returns the energy in kT."""
+        ...
+
+    def energy_and_slope(
+        self, distances: Float[Tensor, "pairs batch"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "pairs batch"]]:
+        """Returns the energy and its derivative by every distance, in kT/nm."""
+        ...
+
+
+class Term(Protocol):
+    """One part of the energy, and whether reflection leaves it unchanged."""
+
+    mirror_symmetric: bool
+
+    def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
+        """Returns the energy in kT."""
+        ...
+
+    def energy_and_force(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
+        """Returns the energy in kT and the forces in kT/nm."""
+        ...
+
+
+class RadialTerm:
+    """The sum of several functions of the distances of the same pairs."""
+
+    mirror_symmetric = True
+
+    def __init__(self, pairs: AtomPairs, functions: list[RadialFunction]):
+        self.pairs = pairs
+        self.functions = functions
+
+    def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
+        distances = self.pairs.separations(positions).square().sum(1).sqrt()
+        return torch.stack([function.energy(distances) for function in self.functions]).sum(0)
+
+    def energy_and_force(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
+        separations = self.pairs.separations(positions)
+        distances = separations.square().sum(1).sqrt()
+        energies, slopes = zip(
+            *(function.energy_and_slope(distances) for function in self.functions), strict=True
+        )
+        strength = -torch.stack(slopes).sum(0) / distances
+        force = self.pairs.sum_on_atoms(strength[:, None] * separations)
+        return torch.stack(energies).sum(0), force
+
+
+class HarmonicBonds(NamedTuple):
+    """(k/2) sum (r - r_0)^2 over the bonds."""
+
+    lengths: Float[Tensor, "bonds 1"]
+    stiffness: Float[Tensor, "bonds 1"]
+
+    def energy(self, distances: Float[Tensor, "bonds batch"]) -> Float[Tensor, "batch"]:
+        lengths, stiffness = self.lengths.to(distances), self.stiffness.to(distances)
+        return (0.5 * stiffness * (distances - lengths).square()).sum(0)
+
+    def energy_and_slope(
+        self, distances: Float[Tensor, "bonds batch"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "bonds batch"]]:
+        slope = self.stiffness.to(distances) * (distances - self.lengths.to(distances))
+        return self.energy(distances), slope
+
+
+class HarmonicAngles:
+    """(k/2) sum (theta - theta_0)^2 over the angles theta at j between i and k."""
+
+    mirror_symmetric = True
+
+    def __init__(
+        self,
+        arms: tuple[AtomPairs, AtomPairs],
+        angles: Float[Tensor, "angles 1"],
+        stiffness: Float[Tensor, "angles 1"],
+    ):
+        self.arms = arms
+        self.angles = angles
+        self.stiffness = stiffness
+
+    def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
+        a, b = (arm.separations(positions) for arm in self.arms)
+        return self._energy_and_slope(a, b, torch.linalg.cross(a, b, dim=1))[0]
+
+    def energy_and_force(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
+        a, b = (arm.separations(positions) for arm in self.arms)
+        normal = torch.linalg.cross(a, b, dim=1)
+        energy, slope = self._energy_and_slope(a, b, normal)
+        sine_length = normal.norm(dim=1).clamp_min(SMALLEST_SINE_LENGTH)
+        normal = normal * (slope / sine_length)[:, None]
+        force_a = torch.linalg.cross(normal, a / a.square().sum(1, keepdim=True), dim=1)
+        force_b = torch.linalg.cross(b / b.square().sum(1, keepdim=True), normal, dim=1)
+        return energy, sum_on_atoms(self.arms, (force_a, force_b))
+
+    def _energy_and_slope(
+        self, a: Tensor, b: Tensor, normal: Tensor
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "angles batch"]]:
+        angles = torch.atan2(normal.norm(dim=1), (a * b).sum(1))
+        deviation = angles - self.angles.to(a)
+        slope = self.stiffness.to(a) * deviation
+        return 0.5 * (slope * deviation).sum(0), slope
+
+
+class PeriodicTorsions:
+    """sum_n k_n [1 + cos(n phi - phi_n)] over the dihedral angles phi of i, j, k, l.
+
+    Written as constant + sum_n [C_n cos(n phi) + S_n sin(n phi)], so that cos(phi) and sin(phi)
+    suffice, with the three separations F = x_i - x_j, G = x_j - x_k, H = x_l - x_k.
+
+    Reference:
+        Blondel, Karplus (1996), New formulation for derivatives of torsion angles and improper
+        torsion angles in molecular mechanics, eqs. 11 and 27,
+        https://doi.org/10.1002/(SICI)1096-987X(19960715)17:9<1132::AID-JCC5>3.0.CO;2-T
+    """
+
+    def __init__(
+        self,
+        arms: tuple[AtomPairs, AtomPairs, AtomPairs],
+        cosines: Float[Tensor, "orders torsions 1"],
+        sines: Float[Tensor, "orders torsions 1"],
+        constant: float,
+    ):
+        self.arms = arms
+        self.cosines = cosines
+        self.sines = sines
+        self.constant = constant
+        self.mirror_symmetric = bool((sines.abs() < MIRROR_TOLERANCE).all())
+
+    def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
+        f, g, h = (arm.separations(positions) for arm in self.arms)
+        normals = torch.linalg.cross(f, g, dim=1), torch.linalg.cross(h, g, dim=1)
+        return self._energy_and_slope(f, g, *normals)[0]
+
+    def energy_and_force(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
+        f, g, h = (arm.separations(positions) for arm in self.arms)
+        a, b = torch.linalg.cross(f, g, dim=1), torch.linalg.cross(h, g, dim=1)
+        energy, slope = self._energy_and_slope(f, g, a, b)
+        length = g.norm(dim=1, keepdim=True)
+        a = a * (slope[:, None] / a.square().sum(1, keepdim=True))
+        b = b * (slope[:, None] / b.square().sum(1, keepdim=True))
+        along_f = (f * g).sum(1, keepdim=True) / length
+        along_h = (h * g).sum(1, keepdim=True) / length
+        forces = (length * a, along_h * b - along_f * a, -length * b)
+        return energy, sum_on_atoms(self.arms, forces)
+
+    def _energy_and_slope(
+        self, f: Tensor, g: Tensor, a: Tensor, b: Tensor
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "torsions batch"]]:
+        scale = (a.square().sum(1) * b.square().sum(1)).rsqrt()
+        cosine, sine = (a * b).sum(1) * scale, -(f * b).sum(1) * g.norm(dim=1) * scale
+        multiple_cosine, multiple_sine = cosine, sine
+        energy, slope = torch.zeros_like(cosine), torch.zeros_like(cosine)
+        for n, (c, s) in enumerate(zip(self.cosines.to(f), self.sines.to(f), strict=True), start=1):
+            energy = energy + c * multiple_cosine + s * multiple_sine
+            slope = slope + n * (s * multiple_cosine - c * multiple_sine)
+            multiple_cosine, multiple_sine = (
+                multiple_cosine * cosine - multiple_sine * sine,
+                multiple_cosine * sine + multiple_sine * cosine,
+            )
+        return energy.sum(0) + self.constant, slope
+
+
+def sum_on_atoms(
+    arms: tuple[AtomPairs, ...], forces: tuple[Float[Tensor, "terms 3 batch"], ...]
+) -> Float[Tensor, "batch atoms 3"]:
+    """Returns the forces on the atoms from the forces along the separations of several arms."""
+    total = [arm.sum_on_atoms(force) for arm, force in zip(arms, forces, strict=True)]
+    return torch.stack(total).sum(0)
