@@ -4,7 +4,7 @@ A term depends on the positions only through separations x_i - x_j of some pairs
 (`boltztilt.potentials.pairs`); it is a function of them. Energies are in kT, lengths in nm.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ SMALLEST_SINE_LENGTH = 1e-6  # nm², |a x b| of a straight angle, as in OpenMM
 MIRROR_TOLERANCE = 1e-4  # kT, what a phase of 180 degrees may be off by rounding
 
 
+@runtime_checkable
 class RadialFunction(Protocol):
     """An energy that depends on the distances of pairs."""
 
@@ -30,6 +31,7 @@ class RadialFunction(Protocol):
         ...
 
 
+@runtime_checkable
 class Term(Protocol):
     """One part of the energy, and whether reflection leaves it unchanged."""
 

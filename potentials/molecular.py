@@ -65,7 +65,9 @@ class ForceFieldPotential(Potential):
 
     def __init__(self, terms: list[Term], n_atoms: int):
         if not terms:
-            raise ValueError("the System has no force: add forces, or use a ForceField to create it")
+            raise ValueError(
+                "the System has no force: add forces, or use a ForceField to create it"
+            )
         self.terms = terms
         self.n_atoms = n_atoms
         self.mirror_symmetric = all(term.mirror_symmetric for term in terms)

@@ -17,7 +17,7 @@ class CoulombLennardJones(NamedTuple):
 
     Attributes:
         coulomb: C in kT nm, the product of the charges over 4 pi eps_0.
-        sigma_six: sigma^6 in nm^6.
+        sigma: in nm.
         depth: 4 eps in kT.
     """
 
@@ -67,8 +67,7 @@ class GeneralizedBorn:
     | symbol | argument |
     |---|---|
     | rho_i, o_i, s_i | `radii`, `offset_radii`, `scaled_radii` in nm |
-    | tau q_i^2 / 2 | `self_strength` in kT nm, tau = (1/eps_solute - 1/eps_solvent) / (4 pi eps_0) |
-    | tau q_i q_j | `pair_strength` in kT nm |
+    | tau q_i q_j | `strengths` in kT nm, tau = (1/eps_solute - 1/eps_solvent) / (4 pi eps_0) |
     | S_i = 4 pi gamma (rho_i + 0.14 nm)^2 rho_i^6 | `surface` in kT nm^6 |
 
     References:

@@ -39,7 +39,7 @@ def column(values: Sequence[float]) -> Float64[Tensor, "terms 1"]:
 
 def pair_values(table: Float64[Tensor, "atoms atoms"]) -> Float64[Tensor, "pairs 1"]:
     """Returns the entries i < j of a table."""
-    first, second = torch.triu_indices(*table.shape, offset=1)
+    first, second = torch.triu_indices(len(table), len(table), offset=1)
     return table[first, second][:, None]
 
 

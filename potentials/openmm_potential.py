@@ -136,9 +136,7 @@ def thermal_energy(temperature: float) -> float:
 
     if not (temperature > 0.0 and math.isfinite(temperature)):
         raise ValueError(f"the temperature must be positive and finite, got {temperature} K")
-    gas_constant = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(
-        unit.kilojoule_per_mole / unit.kelvin
-    )
+    gas_constant = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
     return gas_constant * temperature
 
 

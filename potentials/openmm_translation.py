@@ -33,6 +33,7 @@ from boltztilt.potentials.pairs import AtomPairs
 if TYPE_CHECKING:
     import openmm
 
+
 class Translation(NamedTuple):
     """The terms of a System, and the names of forces that have none with the reasons."""
 
