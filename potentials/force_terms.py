@@ -92,7 +92,7 @@ class HarmonicBonds(NamedTuple):
 
 
 class HarmonicAngles:
-    """(k/2) sum (theta - theta_0)^2 over the angles theta at j between i and k."""
+    """(k/2) sum (theta - theta_0)^2 over the angles theta between two separations a and b."""
 
     mirror_symmetric = True
 
@@ -103,39 +103,39 @@ class HarmonicAngles:
         stiffness: Float[Tensor, "angles 1"],
     ):
         self.arms = arms
-        self.angles = angles
-        self.stiffness = stiffness
+        self.angles = angles[:, None]
+        self.stiffness = stiffness[:, None]
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
         a, b = (arm.separations(positions) for arm in self.arms)
-        return self._energy_and_slope(a, b, torch.linalg.cross(a, b, dim=1))[0]
+        return self._energy_and_slope(a, b, cross(a, b))[0]
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch atoms 3"]
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
         a, b = (arm.separations(positions) for arm in self.arms)
-        normal = torch.linalg.cross(a, b, dim=1)
+        normal = cross(a, b)
         energy, slope = self._energy_and_slope(a, b, normal)
-        sine_length = normal.norm(dim=1).clamp_min(SMALLEST_SINE_LENGTH)
-        normal = normal * (slope / sine_length)[:, None]
-        force_a = torch.linalg.cross(normal, a / a.square().sum(1, keepdim=True), dim=1)
-        force_b = torch.linalg.cross(b / b.square().sum(1, keepdim=True), normal, dim=1)
-        return energy, sum_on_atoms(self.arms, (force_a, force_b))
+        sine_length = dot(normal, normal).sqrt().clamp_min(SMALLEST_SINE_LENGTH)
+        normal = normal * (slope / sine_length)
+        forces = cross(normal, a) / dot(a, a), cross(b, normal) / dot(b, b)
+        return energy, sum_on_atoms(self.arms, forces)
 
     def _energy_and_slope(
         self, a: Tensor, b: Tensor, normal: Tensor
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "angles batch"]]:
-        angles = torch.atan2(normal.norm(dim=1), (a * b).sum(1))
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "angles 1 batch"]]:
+        angles = torch.atan2(dot(normal, normal).sqrt(), dot(a, b))
         deviation = angles - self.angles.to(a)
         slope = self.stiffness.to(a) * deviation
-        return 0.5 * (slope * deviation).sum(0), slope
+        return 0.5 * (slope * deviation).sum((0, 1)), slope
 
 
 class PeriodicTorsions:
     """sum_n k_n [1 + cos(n phi - phi_n)] over the dihedral angles phi of i, j, k, l.
 
     Written as constant + sum_n [C_n cos(n phi) + S_n sin(n phi)], so that cos(phi) and sin(phi)
-    suffice, with the three separations F = x_i - x_j, G = x_j - x_k, H = x_l - x_k.
+    suffice, with the three separations f = x_i - x_j, g = x_j - x_k, h = x_l - x_k and the
+    normals a = f x g and b = h x g (F, G, H, A and B in the reference).
 
     Reference:
         Blondel, Karplus (1996), New formulation for derivatives of torsion angles and improper
@@ -146,40 +146,37 @@ class PeriodicTorsions:
     def __init__(
         self,
         arms: tuple[AtomPairs, AtomPairs, AtomPairs],
-        cosines: Float[Tensor, "orders torsions 1"],
-        sines: Float[Tensor, "orders torsions 1"],
+        cosines: Float[Tensor, "orders torsions"],
+        sines: Float[Tensor, "orders torsions"],
         constant: float,
     ):
         self.arms = arms
-        self.cosines = cosines
-        self.sines = sines
+        self.cosines = cosines[:, :, None, None]
+        self.sines = sines[:, :, None, None]
         self.constant = constant
         self.mirror_symmetric = bool((sines.abs() < MIRROR_TOLERANCE).all())
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
         f, g, h = (arm.separations(positions) for arm in self.arms)
-        normals = torch.linalg.cross(f, g, dim=1), torch.linalg.cross(h, g, dim=1)
-        return self._energy_and_slope(f, g, *normals)[0]
+        return self._energy_and_slope(f, g, cross(f, g), cross(h, g))[0]
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch atoms 3"]
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
         f, g, h = (arm.separations(positions) for arm in self.arms)
-        a, b = torch.linalg.cross(f, g, dim=1), torch.linalg.cross(h, g, dim=1)
+        a, b = cross(f, g), cross(h, g)
         energy, slope = self._energy_and_slope(f, g, a, b)
-        length = g.norm(dim=1, keepdim=True)
-        a = a * (slope[:, None] / a.square().sum(1, keepdim=True))
-        b = b * (slope[:, None] / b.square().sum(1, keepdim=True))
-        along_f = (f * g).sum(1, keepdim=True) / length
-        along_h = (h * g).sum(1, keepdim=True) / length
-        forces = (length * a, along_h * b - along_f * a, -length * b)
-        return energy, sum_on_atoms(self.arms, forces)
+        length = dot(g, g).sqrt()
+        a = a * (slope / dot(a, a))
+        b = b * (slope / dot(b, b))
+        along = b * (dot(h, g) / length) - a * (dot(f, g) / length)
+        return energy, sum_on_atoms(self.arms, (length * a, along, -length * b))
 
     def _energy_and_slope(
         self, f: Tensor, g: Tensor, a: Tensor, b: Tensor
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "torsions batch"]]:
-        scale = (a.square().sum(1) * b.square().sum(1)).rsqrt()
-        cosine, sine = (a * b).sum(1) * scale, -(f * b).sum(1) * g.norm(dim=1) * scale
+    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "torsions 1 batch"]]:
+        scale = (dot(a, a) * dot(b, b)).rsqrt()
+        cosine, sine = dot(a, b) * scale, -dot(f, b) * dot(g, g).sqrt() * scale
         multiple_cosine, multiple_sine = cosine, sine
         energy, slope = torch.zeros_like(cosine), torch.zeros_like(cosine)
         for n, (c, s) in enumerate(zip(self.cosines.to(f), self.sines.to(f), strict=True), start=1):
@@ -189,7 +186,22 @@ class PeriodicTorsions:
                 multiple_cosine * cosine - multiple_sine * sine,
                 multiple_cosine * sine + multiple_sine * cosine,
             )
-        return energy.sum(0) + self.constant, slope
+        return energy.sum((0, 1)) + self.constant, slope
+
+
+def dot(
+    a: Float[Tensor, "terms 3 batch"], b: Float[Tensor, "terms 3 batch"]
+) -> Float[Tensor, "terms 1 batch"]:
+    """Returns the scalar products."""
+    return (a * b).sum(1, keepdim=True)
+
+
+def cross(
+    a: Float[Tensor, "terms 3 batch"], b: Float[Tensor, "terms 3 batch"]
+) -> Float[Tensor, "terms 3 batch"]:
+    """Returns the vector products, faster than torch.linalg.cross in this layout."""
+    (x, y, z), (u, v, w) = a.unbind(1), b.unbind(1)
+    return torch.stack([y * w - z * v, z * u - x * w, x * v - y * u], dim=1)
 
 
 def sum_on_atoms(

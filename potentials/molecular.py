@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.networks.compilation import compiled_for
 from boltztilt.potentials.force_terms import Term
 from boltztilt.potentials.openmm_potential import (
     OpenMMPotential,
@@ -23,11 +25,12 @@ from boltztilt.potentials.openmm_translation import translate
 if TYPE_CHECKING:
     import openmm
 
-PAIR_VALUES = {"cpu": 2**17, "cuda": 2**24}  # in one tensor: what stays in the cache, in memory
+PAIR_VALUES = {"cpu": 2**16, "cuda": 2**20}  # of a part of the batch, which fits in the cache
+VECTOR = 16  # frames that a processor handles at once
 
 
 def molecular_potential(
-    system: openmm.System, temperature: float, **options: Any
+    system: openmm.System, temperature: float, compile: bool = False, **options: Any
 ) -> ForceFieldPotential | OpenMMPotential:
     """Returns the energy of an OpenMM System in kT, for positions in nm.
 
@@ -37,12 +40,13 @@ def molecular_potential(
     Args:
         system: the System, without constraints and virtual sites.
         temperature: in kelvin.
+        compile: see ForceFieldPotential.
         options: further arguments of OpenMMPotential, used only if OpenMM computes the energy.
     """
     check_system(system)
     terms, untranslated = translate(system, thermal_energy(temperature))
     if not untranslated:
-        return ForceFieldPotential(terms, system.getNumParticles())
+        return ForceFieldPotential(terms, system.getNumParticles(), compile)
     forces = "; ".join(f"{name}: {reason}" for name, reason in untranslated.items())
     warnings.warn(
         f"OpenMM computes the energy frame by frame, which is slow ({forces})", stacklevel=2
@@ -57,48 +61,79 @@ class ForceFieldPotential(Potential):
     `boltztilt.potentials.force_terms` and `boltztilt.potentials.nonbonded` for the formulas.
     Positions are in nm, energies in kT, forces in kT/nm; parameters are kept in float64 and
     rounded to the precision of the positions. Overlapping atoms give infinite or NaN energies,
-    with forces of zero.
+    with forces of zero. Where float32 matrix products are set to less than their full precision,
+    the arithmetic is in float64.
+
+    Args:
+        terms: what to sum.
+        n_atoms: number of atoms.
+        compile: use torch.compile: a few times faster after some ten seconds at the first call.
+            Energies that autograd has to follow are not compiled.
     """
 
     n_dims = 3
     centered = True
 
-    def __init__(self, terms: list[Term], n_atoms: int):
+    def __init__(self, terms: list[Term], n_atoms: int, compile: bool = False):
         if not terms:
-            raise ValueError(
-                "the System has no force: add forces, or use a ForceField to create it"
-            )
+            raise ValueError("the System has no force: create it with a ForceField, or add forces")
         self.terms = terms
         self.n_atoms = n_atoms
         self.mirror_symmetric = all(term.mirror_symmetric for term in terms)
+        self.compile = compile
+        self._compiled: dict[tuple[Callable, str], Callable] = {}
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
-        energies = [
-            torch.stack([term.energy(part) for term in self.terms]).sum(0)
-            for part in self._parts(positions)
-        ]
-        return torch.cat(energies)
+        if torch.is_grad_enabled() and positions.requires_grad:
+            parts = [self._part_energy(part) for part in self._parts(positions)]
+        else:
+            parts = self._evaluate(self._part_energy, positions)
+        return torch.cat(parts)[: len(positions)].to(positions.dtype)
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch atoms 3"]
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
-        parts = [self._part_energy_and_force(part) for part in self._parts(positions.detach())]
+        parts = self._evaluate(self._part_energy_and_force, positions.detach())
         energies, forces = zip(*parts, strict=True)
-        energy = torch.cat(energies)
-        return energy, finite_force(energy, torch.cat(forces))
+        energy = torch.cat(energies)[: len(positions)].to(positions.dtype)
+        force = torch.cat(forces)[: len(positions)].to(positions.dtype)
+        return energy, finite_force(energy, force)
+
+    def _evaluate(self, function: Callable, positions: Tensor) -> list:
+        """Returns what a function gives for every part, compiled if wanted."""
+        if not self.compile:
+            return [function(part) for part in self._parts(positions)]
+        key = (function, positions.device.type)
+        if key not in self._compiled:
+            self._compiled[key] = compiled_for(function, positions.device)
+        with torch.no_grad():
+            return [self._compiled[key](part) for part in self._parts(positions, equal=True)]
+
+    def _part_energy(self, positions: Float[Tensor, "part atoms 3"]) -> Float[Tensor, "part"]:
+        return torch.stack([term.energy(positions) for term in self.terms]).sum(0)
 
     def _part_energy_and_force(
-        self, positions: Float[Tensor, "batch atoms 3"]
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch atoms 3"]]:
+        self, positions: Float[Tensor, "part atoms 3"]
+    ) -> tuple[Float[Tensor, "part"], Float[Tensor, "part atoms 3"]]:
         parts = [term.energy_and_force(positions) for term in self.terms]
         energies, forces = zip(*parts, strict=True)
         return torch.stack(energies).sum(0), torch.stack(forces).sum(0)
 
     def _parts(
-        self, positions: Float[Tensor, "batch atoms 3"]
-    ) -> tuple[Float[Tensor, "part atoms 3"], ...]:
-        """Returns the batch in parts small enough for the cache of the processor."""
+        self, positions: Float[Tensor, "batch atoms 3"], equal: bool = False
+    ) -> list[Float[Tensor, "part atoms 3"]]:
+        """Returns the batch in parts, in memory with the frames last, as the terms need it.
+
+        If `equal`, the last part is filled up with its last frame: one shape to compile for.
+        """
         check_atoms(self.n_atoms, positions)
+        if torch.get_float32_matmul_precision() != "highest":
+            positions = positions.double()
+        values = PAIR_VALUES.get(positions.device.type, PAIR_VALUES["cuda"])
         n_pairs = self.n_atoms * (self.n_atoms - 1) // 2
-        size = PAIR_VALUES.get(positions.device.type, PAIR_VALUES["cuda"]) // n_pairs
-        return positions.split(max(size, 1))
+        size = VECTOR * max(values // (VECTOR * n_pairs), 1)
+        if equal and len(positions) % size:
+            missing = size - len(positions) % size
+            positions = torch.cat([positions, positions[-1:].expand(missing, -1, -1)])
+        parts = positions.split(size)
+        return [part.permute(1, 2, 0).contiguous().permute(2, 0, 1) for part in parts]

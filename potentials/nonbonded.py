@@ -33,7 +33,8 @@ class CoulombLennardJones(NamedTuple):
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "pairs batch"]]:
         inverse = distances.reciprocal()
         coulomb = self.coulomb.to(distances) * inverse
-        six = (self.sigma.to(distances) * inverse).pow(6)
+        square = (self.sigma.to(distances) * inverse).square()
+        six = square * square * square
         dispersion = self.depth.to(distances) * six
         repulsion = dispersion * six
         energy = (coulomb + repulsion - dispersion).sum(0)
@@ -101,7 +102,8 @@ class GeneralizedBorn:
 
     def energy(self, distances: Float[Tensor, "pairs batch"]) -> Float[Tensor, "batch"]:
         radii = self._born_radii(self._descreening(distances)).radii
-        products = self._of_pairs(radii).prod(0)
+        first, second = self._of_pairs(radii)
+        products = first * second
         screening = (-0.25 * distances.square() / products).exp()
         return self._energy(radii, (distances.square() + products * screening).rsqrt())
 
@@ -110,7 +112,8 @@ class GeneralizedBorn:
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "pairs batch"]]:
         descreening = self._descreening(distances)
         born = self._born_radii(descreening)
-        products = self._of_pairs(born.radii).prod(0)
+        first, second = self._of_pairs(born.radii)
+        products = first * second
         squares = distances.square()
         exponent = 0.25 * squares / products
         screening = (-exponent).exp()
@@ -169,4 +172,4 @@ class GeneralizedBorn:
 
     def _of_pairs(self, values: Float[Tensor, "atoms batch"]) -> Float[Tensor, "2 pairs batch"]:
         """Returns the values of the first and of the second atom of every pair."""
-        return values[self.receivers.to(values.device)]
+        return (self.membership.T.to(values) @ values).unflatten(0, self.receivers.shape)

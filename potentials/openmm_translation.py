@@ -92,7 +92,7 @@ def translate_torsions(force: openmm.PeriodicTorsionForce, n_atoms: int, kt: flo
     if not series:
         return []
     n_orders = max(order for parts in series.values() for order, _, _ in parts)
-    cosines, sines = torch.zeros(2, n_orders, len(series), 1, dtype=torch.float64)
+    cosines, sines = torch.zeros(2, n_orders, len(series), dtype=torch.float64)
     for torsion, parts in enumerate(series.values()):
         for order, phase, strength in parts:
             cosines[order - 1, torsion] += strength * math.cos(phase)

@@ -1,4 +1,4 @@
-"""Compiling a network where that is possible."""
+"""Compiling a network or another function where that is possible."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ Compilable = TypeVar("Compilable", bound=Callable)
 
 
 def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilable:
-    """The network, or a method of it, through torch.compile if wanted, else as it is.
+    """The network, or a method of it, through torch.compile if wanted, else as it is."""
+    return compiled_for(function, next(network.parameters()).device) if wanted else function
 
-    Without the C++ compiler that torch.compile needs on a CPU the network is used as it is, with a
-    warning: results agree to rounding, only the speed differs.
+
+def compiled_for(function: Compilable, device: torch.device) -> Compilable:
+    """The function through torch.compile, for inputs of fixed shapes on a device.
+
+    Without the C++ compiler that torch.compile needs on a CPU the function is used as it is, with
+    a warning: results agree to rounding, only the speed differs.
     """
-    if not wanted:
-        return function
-    on_gpu = next(network.parameters()).is_cuda
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not on_gpu and not compiler:
+    if device.type != "cuda" and not compiler:
         warnings.warn(
-            "no C++ compiler (g++) found: training goes on without torch.compile, about half as "
-            "fast; install one, or set compile = false in the recipe",
-            stacklevel=2,
+            "no C++ compiler (g++) found: going on without torch.compile, at half the speed or "
+            "less; install one, or set compile = false",
+            stacklevel=3,
         )
         return function
     # the compiler's own use of functions that torch deprecates concerns nobody else
