@@ -4,6 +4,8 @@ A term depends on the positions only through separations x_i - x_j of some pairs
 (`boltztilt.potentials.pairs`); it is a function of them. Energies are in kT, lengths in nm.
 """
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -59,7 +61,7 @@ class RadialTerm:
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
         distances = self.pairs.separations(positions).square().sum(1).sqrt()
-        return torch.stack([function.energy(distances) for function in self.functions]).sum(0)
+        return total([function.energy(distances) for function in self.functions])
 
     def energy_and_force(
         self, positions: Float[Tensor, "batch atoms 3"]
@@ -69,9 +71,9 @@ class RadialTerm:
         energies, slopes = zip(
             *(function.energy_and_slope(distances) for function in self.functions), strict=True
         )
-        strength = -torch.stack(slopes).sum(0) / distances
+        strength = -total(slopes) / distances
         force = self.pairs.sum_on_atoms(strength[:, None] * separations)
-        return torch.stack(energies).sum(0), force
+        return total(energies), force
 
 
 class HarmonicBonds(NamedTuple):
@@ -208,5 +210,9 @@ def sum_on_atoms(
     arms: tuple[AtomPairs, ...], forces: tuple[Float[Tensor, "terms 3 batch"], ...]
 ) -> Float[Tensor, "batch atoms 3"]:
     """Returns the forces on the atoms from the forces along the separations of several arms."""
-    total = [arm.sum_on_atoms(force) for arm, force in zip(arms, forces, strict=True)]
-    return torch.stack(total).sum(0)
+    return total([arm.sum_on_atoms(force) for arm, force in zip(arms, forces, strict=True)])
+
+
+def total(values: Sequence[Float[Tensor, "*shape"]]) -> Float[Tensor, "*shape"]:
+    """Returns the sum of tensors, without stacking them first."""
+    return reduce(torch.add, values)

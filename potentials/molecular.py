@@ -12,7 +12,7 @@ from torch import Tensor
 
 from boltztilt.energy import Potential
 from boltztilt.networks.compilation import compiled_for
-from boltztilt.potentials.force_terms import Term
+from boltztilt.potentials.force_terms import Term, total
 from boltztilt.potentials.openmm_potential import (
     OpenMMPotential,
     check_atoms,
@@ -96,8 +96,7 @@ class ForceFieldPotential(Potential):
         parts = self._evaluate(self._part_energy_and_force, positions.detach())
         energies, forces = zip(*parts, strict=True)
         energy = torch.cat(energies)[: len(positions)].to(positions.dtype)
-        force = torch.cat(forces)[: len(positions)].to(positions.dtype)
-        return energy, finite_force(energy, force)
+        return energy, torch.cat(forces)[: len(positions)].to(positions.dtype)
 
     def _evaluate(self, function: Callable, positions: Tensor) -> list:
         """Returns what a function gives for every part, compiled if wanted."""
@@ -110,14 +109,15 @@ class ForceFieldPotential(Potential):
             return [self._compiled[key](part) for part in self._parts(positions, equal=True)]
 
     def _part_energy(self, positions: Float[Tensor, "part atoms 3"]) -> Float[Tensor, "part"]:
-        return torch.stack([term.energy(positions) for term in self.terms]).sum(0)
+        return total([term.energy(positions) for term in self.terms])
 
     def _part_energy_and_force(
         self, positions: Float[Tensor, "part atoms 3"]
     ) -> tuple[Float[Tensor, "part"], Float[Tensor, "part atoms 3"]]:
         parts = [term.energy_and_force(positions) for term in self.terms]
         energies, forces = zip(*parts, strict=True)
-        return torch.stack(energies).sum(0), torch.stack(forces).sum(0)
+        energy, force = total(energies), total(forces)
+        return energy, finite_force(energy, force)
 
     def _parts(
         self, positions: Float[Tensor, "batch atoms 3"], equal: bool = False
