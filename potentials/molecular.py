@@ -25,7 +25,7 @@ from boltztilt.potentials.openmm_translation import translate
 if TYPE_CHECKING:
     import openmm
 
-PAIR_VALUES = {"cpu": 2**16, "cuda": 2**20}  # of a part of the batch, which fits in the cache
+PAIR_VALUES = {"cpu": 2**16, "cuda": 2**20}  # of a part of the batch: a thread's cache holds them
 VECTOR = 16  # frames that a processor handles at once
 
 
@@ -130,6 +130,8 @@ class ForceFieldPotential(Potential):
         if torch.get_float32_matmul_precision() != "highest":
             positions = positions.double()
         values = PAIR_VALUES.get(positions.device.type, PAIR_VALUES["cuda"])
+        if positions.device.type == "cpu":
+            values *= torch.get_num_threads()
         n_pairs = self.n_atoms * (self.n_atoms - 1) // 2
         size = VECTOR * max(values // (VECTOR * n_pairs), 1)
         if equal and len(positions) % size:

@@ -1,6 +1,8 @@
 """Alanine dipeptide against OpenMM's Reference platform, and what cannot be evaluated."""
 
 import math
+import shutil
+import subprocess
 import sys
 from functools import cache
 from importlib.resources import files
@@ -31,10 +33,14 @@ def structure() -> app.PDBFile:
     return app.PDBFile(str(files("boltztilt.systems") / "aldp.pdb"))
 
 
+@cache
+def force_field(name: str) -> app.ForceField:
+    return app.ForceField(*FORCE_FIELDS[name])
+
+
 def dipeptide(name: str = "obc", **options) -> mm.System:
     options = {"constraints": None, "nonbondedMethod": app.NoCutoff} | options
-    force_field = app.ForceField(*FORCE_FIELDS[name])
-    return force_field.createSystem(structure().topology, **options)
+    return force_field(name).createSystem(structure().topology, **options)
 
 
 @cache
@@ -179,6 +185,48 @@ def test_large_batch_equals_its_parts():
     torch.testing.assert_close(force[::50], torch.cat([force for _, force in single]))
 
 
+def test_lower_precision_of_matrix_products_does_not_reach_the_energies(monkeypatch):
+    """TensorFloat32 or bfloat16 products, a usual setting, would be wrong by about 1 kT."""
+    frames = distorted(20, 0.01).float()
+    exact = translated("obc").energy(frames.double()).float()
+    assert not torch.equal(translated("obc").energy(frames), exact)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert torch.equal(translated("obc").energy(frames), exact)
+
+
+# shapes in signatures are enforced in this process, which torch.compile cannot trace
+COMPARISON = """
+import sys
+import torch
+from openmm import app
+from boltztilt.potentials.molecular import molecular_potential
+
+structure = app.PDBFile(sys.argv[1])
+force_field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+system = force_field.createSystem(structure.topology, constraints=None)
+start = torch.tensor(structure.getPositions(asNumpy=True)._value)
+frames = start + 0.01 * torch.randn(400, 22, 3, dtype=torch.float64)
+frames[3, 0] = frames[3, 1]
+eager, compiled = (molecular_potential(system, 300.0, compile=wanted) for wanted in (False, True))
+for call in ("energy", "energy_and_force"):
+    expected, found = getattr(eager, call)(frames), getattr(compiled, call)(frames)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-9, equal_nan=True)
+assert len(found[0]) == 400
+leaf = frames.requires_grad_(True)
+(gradient,) = torch.autograd.grad(compiled.energy(leaf[4:9]).sum(), leaf)
+torch.testing.assert_close(-gradient[4:9], found[1][4:9])
+"""
+
+
+@pytest.mark.slow
+def test_compiled_energies_and_forces_are_the_same():
+    if not (shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    command = [sys.executable, "-c", COMPARISON, str(files("boltztilt.systems") / "aldp.pdb")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def with_force(force: mm.Force) -> mm.System:
     system = dipeptide("vacuum")
     system.addForce(force)
@@ -243,11 +291,6 @@ def altered(name: str, kind: type[mm.Force], change) -> mm.System:
     return system
 
 
-def with_salt() -> mm.System:
-    force_field = app.ForceField(*FORCE_FIELDS["obc2"])
-    return force_field.createSystem(structure().topology, implicitSolventKappa=1.0)
-
-
 NOT_TRANSLATED = {
     "cutoff": lambda: altered(
         "obc", mm.NonbondedForce, lambda force: force.setNonbondedMethod(force.CutoffPeriodic)
@@ -263,7 +306,7 @@ NOT_TRANSLATED = {
     "periodic": lambda: altered(
         "obc", mm.HarmonicBondForce, lambda force: force.setUsesPeriodicBoundaryConditions(True)
     ),
-    "salt": with_salt,
+    "salt": lambda: dipeptide("obc2", implicitSolventKappa=1.0),
     "surface": lambda: altered(
         "obc2",
         mm.CustomGBForce,
@@ -284,10 +327,7 @@ def test_variants_without_a_formula_fall_back(case):
 
 
 def test_solvent_without_surface_term_and_with_other_dielectrics_is_recognised():
-    force_field = app.ForceField(*FORCE_FIELDS["obc2"])
-    system = force_field.createSystem(
-        structure().topology, sasaMethod=None, solventDielectric=10.0, soluteDielectric=2.0
-    )
+    system = dipeptide("obc2", sasaMethod=None, solventDielectric=10.0, soluteDielectric=2.0)
     frames = dynamics(3)
     expected = OpenMMPotential(system, TEMPERATURE).energy(frames)
     torch.testing.assert_close(
