@@ -163,7 +163,7 @@ def sample(
         typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = 14,
     solver: Annotated[Solver, typer.Option(help="dopri5 chooses its own steps.")] = Solver.rk4,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
@@ -292,7 +292,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder of the report and the plots.")
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = 14,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:

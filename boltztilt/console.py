@@ -113,10 +113,9 @@ class TrainingBar:
 def training_words(status: TrainingStatus) -> str:
     """One line on where training stands; quantities not measured yet are left out."""
     words = [f"{status.stage} rung {status.rung}", f"a {status.a:.3g}"]
-    loss = "-log q" if status.stage == "likelihood" else "loss"
     for label, value, layout in (
         ("CESS", status.cess, ".2f"),
-        (loss, status.loss, ".4g"),
+        ("loss", status.loss, ".4g"),
         ("ESS", status.ess, ".1%"),
         ("<U>", status.mean_energy, ".2f"),
     ):

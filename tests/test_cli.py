@@ -1,5 +1,6 @@
 """The command line, end to end: what it writes, what it refuses, and how it survives a kill."""
 
+import inspect
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
-from boltztilt.sampling.sampler import SOLVERS
+from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS
 from boltztilt.systems.system import load_system
 
 SYSTEM = """
@@ -123,6 +124,11 @@ def test_help_is_fast_and_imports_no_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used < 1.5  # seconds of the processor: other load does not count
+
+
+@pytest.mark.parametrize("verb", [cli.sample, cli.evaluate])
+def test_default_steps_are_those_of_the_sampler(verb):
+    assert inspect.signature(verb).parameters["steps"].default == DEFAULT_STEPS
 
 
 @pytest.mark.parametrize("verb", ["systems", "info", "sample", "train", "evaluate", "reference"])

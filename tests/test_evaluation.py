@@ -62,7 +62,8 @@ def report(reference, folder):
     lines += [
         f"ladder,{k},{10.0 ** (k - 4)},0.9,{2 - 0.2 * k},,0.6,{-k},{60 * k}" for k in range(5)
     ]
-    (folder / "log.csv").write_text("\n".join(lines) + "\npolish,5,1.0,,1.0,0.4,0.6,-5,400\n")
+    lines += ["polish,5,1.0,,1.0,0.4,0.6,-5,400", "likelihood,5,1.0,,9.0,0.4,0.6,-5,500"]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
     return evaluate(BaseSampler(), reference, n=N, seed=1, out=folder)
 
 

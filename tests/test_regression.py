@@ -1,5 +1,7 @@
 """Losses of one update: which points, which weights, and which objectives are refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -10,11 +12,12 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
-from boltztilt.tilt.interpolant import Bridge
+from boltztilt.tilt.interpolant import Bridge, draw_times
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.population import Chains
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
+    anchor_loss,
     draw_bridge,
     likelihood_loss,
     matching_loss,
@@ -70,6 +73,19 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     best = Scaled(float(width.log())).double()
     likelihood_loss(best, best.velocity_and_divergence, particles, BASE, 20, generator).backward()
     assert abs(best.scale.grad) < 1e-3
+
+
+def test_anchor_is_the_relative_entropy_between_two_fields(generator):
+    """For 0.5 x against 0.2 x at |I_t|² = 1: the integral of 0.3² t/(1-t) over the times."""
+    n, smallest = 20_000, 0.01
+    positions = torch.randn(n, 4, 3, generator=generator)
+    positions /= positions.norm(dim=(1, 2), keepdim=True)
+    times = draw_times(n, 1, smallest, generator)
+    bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n))
+    distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, smallest)
+    exact = 0.3**2 * (-math.log(smallest) - (1 - smallest))
+    assert float(distance) == pytest.approx(exact, rel=1e-3)
+    distance.backward()
 
 
 def test_likelihood_of_a_network_is_what_the_flow_says(generator):

@@ -19,7 +19,7 @@ from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.flow import FlowResult, integrate, integrate_dopri5, warped_grid
 from boltztilt.systems.system import System, load_system
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = 14
 DEFAULT_BATCH = 500
 SOLVERS = ("rk4", "dopri5")
 Progress = Callable[[int, int], None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -83,6 +85,16 @@ def likelihood_loss(
     power = low + (high - low) * float(torch.rand(1, generator=generator))
     backward = runge_kutta(field, rates, particles, warped_grid(n_steps, power).flip(0))
     return -(base.log_density(backward.positions) - backward.log_density_change).mean()
+
+
+def anchor_loss(
+    field: Velocity, old_field: Velocity, bridge: Bridge, smallest_noise: float
+) -> Tensor:
+    """Distance between two fields, ∫ t/(1-t) |b̂ - b|² dt in nats, at the times of `draw_times`."""
+    with torch.no_grad():
+        old = old_field(bridge.times, bridge.positions)
+    error = squared_error(field(bridge.times, bridge.positions), old)
+    return -math.log(smallest_noise) * (bridge.times * error).mean()
 
 
 def refuse_explicit_on_singular_core(rung: Rung) -> None:

@@ -31,6 +31,7 @@ from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
+    anchor_loss,
     draw_bridge,
     likelihood_loss,
     matching_loss,
@@ -68,7 +69,7 @@ BURN_IN = 10
 class TrainingStatus:
     """Where a training run stands; passed to the progress callback after every update.
 
-    `loss` is the mean squared error of the velocity, in the stage "likelihood" the mean -log q.
+    `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor.
     `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
     """
 
@@ -194,14 +195,16 @@ class TrainingRun:
         """Continues from the averaged field, with a new optimiser, where the recipe wants it."""
         if self.recipe.likelihood_steps:
             self.field.load_state_dict(self.average.state_dict())
+            self.old_field.load_state_dict(self.average.state_dict())
             self.optimiser = FieldOptimiser(self.field, self.recipe)
             self.progress.update(stage="likelihood", stage_step=0)
 
     def _likelihood_loss(self) -> Tensor:
+        """Mean -log q of some particles, and the distance to the field before this stage."""
         recipe = self.recipe
         size = (recipe.likelihood_batch,)
         chosen = torch.randint(len(self.particles), size, generator=self.generator)
-        return likelihood_loss(
+        loss = likelihood_loss(
             self.velocity,
             self.rates,
             self.particles[chosen.to(self.device)],
@@ -209,6 +212,11 @@ class TrainingRun:
             recipe.likelihood_solver_steps,
             self.generator,
         )
+        if recipe.likelihood_anchor == 0:
+            return loss
+        bridge = self._bridge(self.particles, torch.ones(len(self.particles), device=self.device))
+        distance = anchor_loss(self.velocity, self.old_velocity, bridge, recipe.smallest_noise)
+        return loss + recipe.likelihood_anchor * distance
 
     def _bridge(self, particles: Tensor, weights: Tensor) -> Bridge:
         return draw_bridge(
@@ -282,7 +290,8 @@ class TrainingRun:
         """Moves the particles along their chains, or starts them anew from rollouts."""
         recipe = self.recipe
         steps = recipe.polish_chain_steps
-        if refreshment % recipe.polish_rollout_every == 0:
+        matching = self.progress["stage"] == "polish"
+        if matching and refreshment % recipe.polish_rollout_every == 0:
             self.old_field.load_state_dict(self.average.state_dict())
             self.particles, _ = rollouts(
                 self.old_velocity,
