@@ -351,7 +351,7 @@ def reference(
     if output.suffix != ".npz":
         raise ValueError(f"a reference is written as .npz, but the output is {output}")
     check_writable(output, overwrite=force)
-    from boltztilt.analysis.reference import make_reference
+    from boltztilt.analysis.reference import failed_checks, make_reference
     from boltztilt.systems.system import load_system
 
     system = load_system(name)
@@ -361,6 +361,8 @@ def reference(
     console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)
     console.print_files([output])
+    for failed in failed_checks(made.checks):
+        console.standard_error().print(f"warning: not equilibrated: {failed}")
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ FIRST_THINNING, MOST_THINNING = 20, 640
 FORGOTTEN = 0.1  # correlation at which a chain counts as independent of its past
 ANNEALING_SHARE = 0.2  # of the progress shown
 MOST_LAPLACIANS = 2000
-
+LARGEST_DEVIATION = 5.0  # standard errors by which a check may miss its exact value
+LARGEST_R_HAT = 1.1
 
 @dataclass(eq=False)
 class Reference:
@@ -193,6 +194,20 @@ def check_equilibration(
             name: r_hat(values.reshape(n_chains, n_rounds)) for name, values in observables.items()
         },
     }
+
+
+def failed_checks(checks: Mapping[str, Any]) -> list[str]:
+    """What the checks of equilibration object to, in words; empty when all are passed."""
+    failed = []
+    for name in ("virial", "configurational_temperature"):
+        if name in checks and abs(checks[name].value - 1) > LARGEST_DEVIATION * checks[name].error:
+            failed.append(f"{name.replace('_', ' ')} {checks[name]} instead of 1")
+    if abs(checks.get("drift", 0.0)) > LARGEST_DEVIATION:
+        failed.append(f"mean energy drifts by {checks['drift']:+.1f} standard errors")
+    for name, value in checks.get("r_hat", {}).items():
+        if value > LARGEST_R_HAT:
+            failed.append(f"r_hat of {name.replace('_', ' ')} {value:.2f}, above {LARGEST_R_HAT}")
+    return failed
 
 
 def slow_observables(
