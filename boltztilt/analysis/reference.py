@@ -38,6 +38,7 @@ MOST_LAPLACIANS = 2000
 LARGEST_DEVIATION = 5.0  # standard errors by which a check may miss its exact value
 LARGEST_R_HAT = 1.1
 
+
 @dataclass(eq=False)
 class Reference:
     """Equally weighted samples of the target.
