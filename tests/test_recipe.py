@@ -30,6 +30,11 @@ BAD_VALUES = {
     "recentring_steps": -1,
     "polish_steps": -1,
     "polish_chain_steps": -1,
+    "likelihood_steps": -1,
+    "likelihood_batch": 0,
+    "likelihood_solver_steps": 0,
+    "likelihood_rate": 0.0,
+    "likelihood_anchor": -1.0,
     "warmup_steps": -1,
     "checkpoint_minutes": -1.0,
 }

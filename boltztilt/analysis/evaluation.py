@@ -19,9 +19,10 @@ from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import write_report
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.estimate import weighted_mean
+from boltztilt.sampling.sampler import DEFAULT_STEPS
 
 if TYPE_CHECKING:
-    from boltztilt.sampling.sampler import DEFAULT_STEPS, Sampler
+    from boltztilt.sampling.sampler import Sampler
 
 REFERENCE_BATCH = 1000
 TAIL = 0.999

@@ -79,9 +79,9 @@ class Recipe:
             updates, Runge-Kutta steps back to the base, and the learning rate, which falls as it
             does while polishing. Memory grows with batch, steps and pairs of atoms: 3 GB at
             64 particles of 13 atoms and 8 steps.
-        likelihood_anchor: weight of the distance, as a relative entropy, to the field that flow
-            matching left. Without it the field stiffens until its few steps integrate it wrongly,
-            and the likelihood rises without bound.
+        likelihood_anchor: weight of the distance to the field that flow matching left, in nats.
+            Without it the field stiffens until the few steps integrate it wrongly, and the
+            likelihood rises without bound.
         batch_size: interpolant points of one update.
         times_per_pair: points drawn on the path of each coupled pair.
         smallest_noise: smallest 1 - t of training.
