@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 import boltztilt
+from boltztilt.hardware import hardware
 
 
 def arguments(description: str, n: int) -> argparse.ArgumentParser:
@@ -30,21 +31,12 @@ def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
     torch.set_num_threads(options.threads)
     print(f"command   python {shlex.join(sys.argv)}")
     print(f"N, seed   {options.n}, {options.seed}")
-    print(f"hardware  {processor_name()}, {options.threads} threads")
+    print(f"hardware  {hardware(torch.device('cpu'))}")
     print(
         f"versions  boltztilt {boltztilt.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
     return options
-
-
-def processor_name() -> str:
-    """The processor as the operating system calls it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def median_seconds(function: Callable[[], object], n_repeats: int = 7) -> float:

@@ -24,6 +24,8 @@ LOG_Z = SYSTEM.potential.log_z
 class BaseSampler:
     """Samples the Gaussian base itself and knows its density."""
 
+    device = torch.device("cpu")
+
     def __init__(self, std=1.0):
         self.law = Gaussian(3, std=std)
         self.system = SYSTEM

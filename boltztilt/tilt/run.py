@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import math
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
+from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.sampler import Sampler
@@ -437,16 +437,6 @@ class TrainingRun:
 
 def state_path(folder: Path) -> Path:
     return folder / "checkpoint" / "state.pt"
-
-
-def hardware(device: torch.device) -> str:
-    """The processor and the threads in use, or the name of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _to(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
