@@ -108,14 +108,17 @@ class Sampler:
         """Root-mean-square change of log q - log p when the steps are halved, on `n` base draws.
 
         The ensemble tells the seed and the steps; its first `n` structures are drawn again with
-        twice as many steps and their log-weights compared.
+        twice as many steps and their log-weights compared. The mean is weighted: a structure with
+        overlapping atoms, whose huge energy changes with every digit, weighs nothing.
         """
         steps = n_steps or ensemble.info.get("n_steps") or DEFAULT_STEPS
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
-        difference = finer.log_weights - ensemble.log_weights[:n]
+        weights = ensemble.log_weights[:n]
+        difference = finer.log_weights - weights
         finite = torch.isfinite(difference)
-        return float(difference[finite].square().mean().sqrt()) if finite.any() else math.nan
+        squares = weights[finite].softmax(0) * difference[finite].square()
+        return float(squares.sum().sqrt()) if finite.any() else math.nan
 
     def _same_start(self, ensemble: Ensemble, n: int, n_steps: int) -> Ensemble:
         """The first `n` structures of an ensemble, integrated again with other steps."""
