@@ -234,8 +234,9 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
     rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
     if "integration_error" in ensemble.info:
-        error = f"{ensemble.info['integration_error']:.2g}, weighted rms change of log q at half the step"
-        rows.append(("integration error", error))
+        error = f"{ensemble.info['integration_error']:.2g}"
+        words = f"{error}, weighted rms change of log q at half the step"
+        rows.append(("integration error", words))
     return rows
 
 

@@ -84,7 +84,7 @@ def test_anchor_is_the_distance_between_two_fields(generator):
     bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n))
     distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, smallest)
     exact = 0.3**2 * -math.log(smallest)
-    assert float(distance) == pytest.approx(exact, rel=1e-3)
+    assert distance.item() == pytest.approx(exact, rel=1e-3)
     distance.backward()
 
 
