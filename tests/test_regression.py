@@ -19,6 +19,7 @@ from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
     anchor_loss,
     draw_bridge,
+    draw_grid,
     likelihood_loss,
     matching_loss,
     refuse_explicit_on_singular_core,
@@ -62,7 +63,9 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     particles = 1.7 * BASE.sample(500, generator).double()
     width = (particles.square().sum() / (len(particles) * BASE.dof)).sqrt()
     field = Scaled(0.3).double()
-    loss = likelihood_loss(field, field.velocity_and_divergence, particles, BASE, 20, generator)
+    loss = likelihood_loss(
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+    )
     scale = field.scale.detach()
     exact = BASE.dof * scale - BASE.log_density(particles * torch.exp(-scale)).mean()
     torch.testing.assert_close(loss, exact, atol=1e-4, rtol=0)
@@ -71,7 +74,9 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     torch.testing.assert_close(field.scale.grad, slope, atol=1e-3, rtol=1e-4)
     assert slope < -1
     best = Scaled(float(width.log())).double()
-    likelihood_loss(best, best.velocity_and_divergence, particles, BASE, 20, generator).backward()
+    likelihood_loss(
+        best, best.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+    ).backward()
     assert abs(best.scale.grad) < 1e-3
 
 
@@ -94,7 +99,9 @@ def test_likelihood_of_a_network_is_what_the_flow_says(generator):
     particles = BASE.sample(5, generator)
     fine = integrate(field, particles, warped_grid(60).flip(0))
     expected = -(BASE.log_density(fine.positions) - fine.log_density_change).mean()
-    loss = likelihood_loss(field, field.velocity_and_divergence, particles, BASE, 40, generator)
+    loss = likelihood_loss(
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(40, generator)
+    )
     torch.testing.assert_close(loss, expected, atol=1e-2, rtol=0)
     loss.backward()
     gradients = [p.grad for p in field.parameters() if p.grad is not None]

@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -33,4 +33,6 @@ def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilab
         return function
     # the compiler's own use of functions that torch deprecates concerns nobody else
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-    return cast(Compilable, torch.compile(function, dynamic=False))
+    # on a processor each thread runs the whole function alone, and must not hold Python's lock
+    options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
+    return cast(Compilable, torch.compile(function, dynamic=False, options=options))
