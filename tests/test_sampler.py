@@ -9,6 +9,7 @@ from torch import nn
 
 from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import Sampler, sample
 from boltztilt.systems.system import System
 
@@ -244,3 +245,20 @@ def test_unknown_solver_is_refused_with_the_known_ones():
 def test_flow_without_steps_is_refused():
     with pytest.raises(ValueError, match="at least one step"):
         exact_sampler().sample(2, n_steps=0)
+
+
+def test_weights_carry_over_to_another_number_of_atoms():
+    """Densities stay exact: the inverse flow finds them again, with and without a cutoff."""
+    small = Sampler.load("lj13")
+    large = small.transferred(System(potential=LennardJones(19), name="lj19"), cutoff=30.0)
+    ensemble = large.sample(4, seed=1, n_steps=40)
+    assert ensemble.positions.shape == (4, 19, 3)
+    again = small.transferred(large.system).log_density(ensemble.positions, n_steps=40)
+    torch.testing.assert_close(again, ensemble.log_density, atol=0.3, rtol=0)
+    assert large.metadata["transferred_from"] == "lj13"
+
+
+def test_weights_that_do_not_fit_are_refused():
+    system = System(potential=LennardJones(19), name="lj19")
+    with pytest.raises(ValueError, match="'lj13' do not fit 'lj19'"):
+        Sampler.load("lj13").transferred(system, n_hidden=32)

@@ -18,9 +18,10 @@ def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilab
     """The network, or a method of it, through torch.compile if wanted, else as it is.
 
     Without the C++ compiler that torch.compile needs on a CPU the network is used as it is, with a
-    warning: results agree to rounding, only the speed differs.
+    warning: results agree to rounding, only the speed differs. A network with a cutoff, whose
+    shapes change with every batch, is used as it is too.
     """
-    if not wanted:
+    if not wanted or getattr(network, "cutoff", None) is not None:
         return function
     on_gpu = next(network.parameters()).is_cuda
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")

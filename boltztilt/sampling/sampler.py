@@ -196,6 +196,29 @@ class Sampler:
             )
         return self._compiled[wanted]
 
+    def transferred(self, system: System, **network: Any) -> Sampler:
+        """The same weights for another system, such as a cluster of another size.
+
+        Densities stay exact, so that the effective sample size tells how far the transfer carries.
+
+        Args:
+            network: settings of the network that change, such as `cutoff=3.0`.
+
+        Raises:
+            ValueError: the weights do not fit the network that these settings describe.
+        """
+        settings = {**self.metadata.get("recipe", {}).get("network", {}), **network}
+        field = build_network(settings, system).to(self.device)
+        try:
+            field.load_state_dict(self.field.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights trained for {self.system.name!r} do not fit {system.name!r}: {error}"
+            ) from error
+        recipe = {**self.metadata.get("recipe", {}), "network": settings}
+        changed = {"system": system.name, "transferred_from": self.system.name, "recipe": recipe}
+        return Sampler(system, field, {**self.metadata, **changed})
+
     def save(self, path: str | Path) -> None:
         """Writes weights and metadata as safetensors."""
         save_weights(path, self.field.state_dict(), self.metadata)
