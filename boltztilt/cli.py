@@ -177,6 +177,13 @@ def sample(
     batch_size: Annotated[
         int | None, typer.Option(help="Structures integrated at once.", min=1)
     ] = None,
+    compile_field: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the field: twice as fast after a minute. Default: if that pays.",
+        ),
+    ] = None,
     device: Device = "cpu",
     weights: Annotated[
         Path | None, typer.Option(help="A weights file instead of the shipped one.")
@@ -201,6 +208,7 @@ def sample(
     if resample and not density:
         raise ValueError("--resample draws by weight: it cannot be used with --no-density")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
+    sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
             n,
