@@ -14,11 +14,13 @@ import boltztilt
 from boltztilt.hardware import hardware
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it was written."""
+
+
 def arguments(description: str, n: int) -> argparse.ArgumentParser:
     """A parser with the number of structures, the seed and the number of threads."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("-n", type=int, default=n, help="number of structures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch")
