@@ -12,6 +12,7 @@ from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.mcmc import hmc, mala, random_walk
+from boltztilt.sampling.resampling import systematic_resampling
 
 ROLLOUT_BATCH = 1024
 LEAPFROG_STEPS = 20
@@ -87,9 +88,5 @@ def resample(
     generator: torch.Generator,
 ) -> Float[Tensor, "batch atoms dims"]:
     """As many positions, drawn by weight with systematic resampling."""
-    cumulative = weights.double().cpu().cumsum(0)
-    n = len(positions)
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    comb = (torch.arange(n, dtype=torch.float64) + offset) / n
-    chosen = torch.searchsorted(cumulative / cumulative[-1], comb).clamp(max=n - 1)
+    chosen = systematic_resampling(weights.double().cpu()[None], len(positions), generator)[0]
     return positions[chosen.to(positions.device)]
