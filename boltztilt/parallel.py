@@ -6,6 +6,7 @@ splitting a batch between threads that work alone nearly multiplies the speed by
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,10 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(n_threads)  # also what new threads start with
     return pool
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _settle(started: threading.Barrier) -> None:

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from boltztilt.analysis.annealing import anneal
 from boltztilt.analysis.metrics import short_pairs
 from boltztilt.energy import CountedPotential, Potential
 from boltztilt.files import atomic_path, check_writable
@@ -27,6 +26,7 @@ from boltztilt.sampling.ensemble import read_arrays
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import ChainState, hmc
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.annealing import ChainGroups, find_ladder
 
 N_LEAPFROG = 8
 N_BURN_IN = 100
@@ -131,9 +131,10 @@ def make_reference(
     generator = torch.Generator().manual_seed(seed)
     n_rounds = math.ceil(n_samples / n_chains)
     bar = _ProgressBar(progress, n_rounds)
-    annealed = anneal(potential, system.base, n_chains, generator, progress=bar.annealing)
+    annealed = ChainGroups(potential, system.base, 1, n_chains, generator)
+    ladder = find_ladder(annealed, progress=bar.annealing)
     run = partial(_run, potential, generator=generator, bar=bar)
-    state = run(annealed.positions, N_BURN_IN, annealed.step_size, adapt=True)
+    state = run(annealed.positions, N_BURN_IN, ladder.step_sizes[-1], adapt=True)
     if n_between is None:
         state, n_between = _forget(system, state, run)
     bar.set_trajectories(n_rounds * n_between)

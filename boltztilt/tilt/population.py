@@ -15,6 +15,7 @@ from boltztilt.parallel import in_threads, share_size
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.mcmc import hmc, mala, random_walk
+from boltztilt.sampling.resampling import systematic_resampling
 
 LEAPFROG_STEPS = 20
 
@@ -89,9 +90,5 @@ def resample(
     generator: torch.Generator,
 ) -> Float[Tensor, "batch atoms dims"]:
     """As many positions, drawn by weight with systematic resampling."""
-    cumulative = weights.double().cpu().cumsum(0)
-    n = len(positions)
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    comb = (torch.arange(n, dtype=torch.float64) + offset) / n
-    chosen = torch.searchsorted(cumulative / cumulative[-1], comb).clamp(max=n - 1)
+    chosen = systematic_resampling(weights.double().cpu()[None], len(positions), generator)[0]
     return positions[chosen.to(positions.device)]
