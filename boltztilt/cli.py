@@ -83,7 +83,12 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
 ]
-Refine = Annotated[int, typer.Option(help="MALA steps at the target after sampling.", min=0)]
+Refine = Annotated[
+    int,
+    typer.Option(
+        help="Hamiltonian Monte Carlo at the target after sampling: leapfrog steps.", min=0
+    ),
+]
 Resample = Annotated[
     bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
 ]
@@ -224,7 +229,7 @@ def sample(
             progress=progress,
         )
     if density and solver is Solver.rk4:
-        raw.info["integration_error"] = sampler.integration_error(raw, n=100)
+        raw.info["integration_error"] = sampler.integration_error(raw, n=max(n // 20, 40))
     write_ensemble(raw, path, resample, refine, seed, force)
 
 

@@ -161,7 +161,7 @@ def test_version():
 def test_systems_lists_the_shipped_ones():
     result = boltztilt("systems")
     assert result.exit_code == 0
-    assert {"lj13", "dw4"} <= set(result.stdout.split())
+    assert {"lj13", "lj55", "dw4"} <= set(result.stdout.split())
 
 
 def test_info_states_the_energy_convention(system_file, run_folder):

@@ -11,7 +11,7 @@ import torch
 
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.ensemble import Ensemble, check_output
+from boltztilt.sampling.ensemble import Ensemble, check_output, refinement
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.systems.system import System, load_system
 
@@ -107,7 +107,7 @@ def test_refining_reaches_the_target_and_counts_energies():
     refined = ensemble.refine(100, seed=0, step_size=0.4)
     energy = refined.mean_energy(weighted=False)
     assert abs(energy.value - DOF / 2) < 3.5 * energy.error
-    assert refined.info["n_energy"] == 4000 + 101 * 4000
+    assert refined.info["n_energy"] == 4000 + (100 + 3) * 4000
     torch.testing.assert_close(refined.energies, spring_energy(refined.positions).double())
 
 
@@ -275,3 +275,14 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
 )
 def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
     assert str(estimate) == words
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
+def test_refinement_takes_the_steps_it_is_given(n_steps):
+    stages = refinement(n_steps)
+    assert sum(number * length for number, length in stages) == n_steps
+
+
+def test_refinement_without_steps_is_refused():
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        refinement(0)
