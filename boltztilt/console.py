@@ -248,7 +248,7 @@ def group_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         return []
     n_groups = ensemble.n_groups
     if n_groups == 1:
-        worth = "unknown, as all errors: one group has none, ask for more structures"
+        worth = "unknown, like all errors: one group only, ask for more"
     else:
         spread = math.sqrt(2 / (n_groups - 1))
         worth = f"about {ensemble.n_independent:.0f} (within {spread:.0%}), from <U> of the groups"

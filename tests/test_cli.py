@@ -289,7 +289,7 @@ def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
     result = boltztilt("anneal", system_file, "-o", tmp_path / "out.npz", *words)
     assert result.exit_code == 0, result.output
     assert "± unknown" in result.stdout
-    assert "ask for more structures" in result.stdout
+    assert "one group only, ask for more" in result.stdout
 
 
 # refused input
