@@ -13,7 +13,6 @@ that is less than one structure the batch is one.
 Memory is what a process of its own reaches at its peak, less what its imports took.
 """
 
-import inspect
 import math
 from functools import partial
 from statistics import median
@@ -27,7 +26,6 @@ from boltztilt.sampling.estimate import Estimate
 
 SIZES = (13, 38, 55, 147)
 LARGE = 309
-KNOWS_CUTOFF = "cutoff" in inspect.signature(LocalDensityField).parameters
 
 
 def build(cutoff: float | None, seed: int) -> LocalDensityField:
@@ -130,9 +128,7 @@ def main() -> None:
     sizes = [*options.sizes, *([LARGE] if options.large else [])]
     if options.quick:
         sizes = list(SIZES[:3])
-    cutoffs = [None, options.cutoff] if KNOWS_CUTOFF else [None]
-    if not KNOWS_CUTOFF:
-        print("this version of the field has no cutoff: edges between all pairs only")
+    cutoffs = [None, options.cutoff]
     print_times(sizes, cutoffs, options.n, options.turns, options.seed)
     if not (options.no_memory or options.quick):
         print_memory(sizes, cutoffs, options.n, options.threads, options.seed)
