@@ -30,7 +30,6 @@ from measurement import Table
 
 import boltztilt
 from boltztilt.analysis.evaluation import log_weights_at
-from boltztilt.analysis.free_energy import tempered_log_z
 from boltztilt.analysis.metrics import energy_wasserstein, eubo, noise_floor
 from boltztilt.analysis.reference import Reference
 from boltztilt.hardware import hardware
@@ -38,6 +37,7 @@ from boltztilt.report import write_report
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.sampler import DEFAULT_STEPS, Sampler
 from boltztilt.systems.system import load_system
+from boltztilt.tilt.annealing import anneal
 
 DEFAULT = {"objective": "itm", "cess": 0.8, "recentring": "hmc", "coupling": "aligned"}
 ROWS: dict[str, dict[str, Any]] = {
@@ -131,9 +131,10 @@ def print_results(names: list[str], options: argparse.Namespace, reference: Refe
     settings = common_settings(options)
     results = load_results(options.out, conditions(options, settings))
     if "log_z" not in results:
-        estimate = tempered_log_z(reference.system, options.chains, seed=options.seed + 2000)
+        estimate = anneal(reference.system, options.chains, seed=options.seed + 2000).log_z
         results["log_z"] = estimate._asdict()
-    log_z = Estimate(**results["log_z"])
+    error = results["log_z"]["error"]  # null where a single group of chains has none
+    log_z = Estimate(results["log_z"]["value"], math.nan if error is None else error)
     row("log Z, annealed chains", str(log_z))
     row("floor of W2", str(noise_floor(energy_wasserstein, reference.energies, options.n)))
     table = Table(*HEADINGS, first_width=24)
