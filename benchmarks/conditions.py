@@ -11,13 +11,16 @@ from time import perf_counter
 import torch
 
 import boltztilt
+from boltztilt.hardware import hardware
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the description as it was written."""
 
 
 def arguments(description: str, n: int) -> argparse.ArgumentParser:
     """A parser with the number of structures, the seed and the number of threads."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("-n", type=int, default=n, help="number of structures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch")
@@ -30,21 +33,12 @@ def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
     torch.set_num_threads(options.threads)
     print(f"command   python {shlex.join(sys.argv)}")
     print(f"N, seed   {options.n}, {options.seed}")
-    print(f"hardware  {processor_name()}, {options.threads} threads")
+    print(f"hardware  {hardware(torch.device('cpu'))}")
     print(
         f"versions  boltztilt {boltztilt.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
     return options
-
-
-def processor_name() -> str:
-    """The processor as the operating system calls it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def median_seconds(function: Callable[[], object], n_repeats: int = 7) -> float:

@@ -13,10 +13,10 @@ from typing import Any
 from conditions import arguments, begin, row
 
 from boltztilt.analysis.evaluation import evaluate
-from boltztilt.analysis.free_energy import tempered_log_z
 from boltztilt.analysis.reference import Reference, make_reference
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.sampler import Sampler
+from boltztilt.tilt.annealing import anneal
 
 
 def deviation(first: Estimate, second: Estimate) -> str:
@@ -81,7 +81,7 @@ def main() -> None:
         reference = Reference.load(options.reference, system)
     else:
         reference = make_reference(system, n_samples=5 * options.n, seed=options.seed + 1000)
-    annealed = tempered_log_z(system, options.chains, seed=options.seed + 2000)
+    annealed = anneal(system, options.chains, seed=options.seed + 2000).log_z
     report = evaluate(sampler, reference, options.n, options.seed)
     row("energy", "", system.convention)
     row("energy calls, sampling", f"{report['n_energy']:,}")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from boltztilt.sampling.ensemble import Ensemble
     from boltztilt.sampling.sampler import Sampler, sample
     from boltztilt.systems.system import System, available_systems, load_system
+    from boltztilt.tilt.annealing import anneal
     from boltztilt.tilt.training import train
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Sampler",
     "System",
     "__version__",
+    "anneal",
     "available_systems",
     "load_system",
     "sample",
@@ -34,6 +36,7 @@ _HOMES = {
     "Potential": "boltztilt.energy",
     "Sampler": "boltztilt.sampling.sampler",
     "System": "boltztilt.systems.system",
+    "anneal": "boltztilt.tilt.annealing",
     "available_systems": "boltztilt.systems.system",
     "load_system": "boltztilt.systems.system",
     "sample": "boltztilt.sampling.sampler",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from boltztilt.files import atomic_path
@@ -35,7 +35,7 @@ def save_weights(path: str | Path, weights: dict[str, Tensor], metadata: dict[st
     header = {"format": FORMAT, "metadata": json.dumps(plain(metadata))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=header)
+        temporary.write_bytes(save(contiguous, metadata=header))
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

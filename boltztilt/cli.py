@@ -26,6 +26,7 @@ from boltztilt.arguments import (
 
 if TYPE_CHECKING:
     from boltztilt.analysis.reference import Reference
+    from boltztilt.sampling.ensemble import Ensemble
     from boltztilt.systems.system import System
 
 BAD_INPUT = 2
@@ -77,6 +78,20 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a system TOML.")]
+Count = Annotated[int, typer.Option("-n", help="Number of structures.", min=1)]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
+]
+Refine = Annotated[
+    int,
+    typer.Option(
+        help="Hamiltonian Monte Carlo at the target after sampling: leapfrog steps.", min=0
+    ),
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
 Steps = Annotated[int, typer.Option("--steps", help="Steps of the RK4 solver.", min=1)]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
@@ -107,6 +122,7 @@ def boltztilt(
     [bold]Examples[/bold]
       boltztilt systems                           what can be sampled
       boltztilt sample lj13 -n 1000 -o lj13.dcd   1000 weighted structures
+      boltztilt anneal lj55 -n 1000 -o lj55.dcd   the same without training
       boltztilt train dw4 -o runs/dw4             train from the energy alone
       boltztilt evaluate runs/dw4                 compare with Markov chains
 
@@ -157,25 +173,25 @@ def info(
 @app.command()
 def sample(
     name: Annotated[str, typer.Argument(help="A system, a system TOML or a run folder.")],
-    n: Annotated[int, typer.Option("-n", help="Number of structures.", min=1)] = 1000,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
-    ] = None,
+    n: Count = 1000,
+    output: Output = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = 14,
     solver: Annotated[Solver, typer.Option(help="dopri5 chooses its own steps.")] = Solver.rk4,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
     ] = True,
-    refine: Annotated[
-        int, typer.Option(help="MALA steps at the target after sampling.", min=0)
-    ] = 0,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
-    ] = False,
+    refine: Refine = 0,
+    resample: Resample = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Structures integrated at once.", min=1)
+    ] = None,
+    compile_field: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the field: twice as fast after a minute. Default: if that pays.",
+        ),
     ] = None,
     device: Device = "cpu",
     weights: Annotated[
@@ -201,6 +217,7 @@ def sample(
     if resample and not density:
         raise ValueError("--resample draws by weight: it cannot be used with --no-density")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
+    sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
             n,
@@ -212,15 +229,84 @@ def sample(
             progress=progress,
         )
     if density and solver is Solver.rk4:
-        raw.info["integration_error"] = sampler.integration_error(raw, n=100)
+        raw.info["integration_error"] = sampler.integration_error(raw, n=max(n // 20, 40))
+    write_ensemble(raw, path, resample, refine, seed, force)
+
+
+@app.command()
+def anneal(
+    name: Name,
+    n: Count = 1000,
+    output: Output = None,
+    seed: Seed = 0,
+    per_group: Annotated[
+        int, typer.Option(help="Chains in a group; they share one weight.", min=1)
+    ] = 32,
+    cess: Annotated[
+        float,
+        typer.Option(help="Share of the chains that a rung keeps effective.", min=0.01, max=0.99),
+    ] = 0.8,
+    steps: Annotated[
+        int, typer.Option("--steps", help="Hamiltonian trajectories at each rung.", min=1)
+    ] = 4,
+    leapfrog: Annotated[int, typer.Option(help="Leapfrog steps in a trajectory.", min=1)] = 16,
+    refine: Refine = 0,
+    resample: Resample = False,
+    batch_size: Annotated[int | None, typer.Option(help="Structures moved at once.", min=1)] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draws weighted structures without any training, by annealed Markov chains.
+
+    Groups of chains start at the Gaussian base and climb a ladder of tilts to
+    the target; a pilot run chooses the ladder. The weight of a group is the
+    product of its mean weights on the way, and is exact whatever the chains
+    have forgotten. Slower than a trained sampler, but good for any system at once.
+
+    ESS says how even the weights are. Chains of a group may share ancestors:
+    the number of independent structures says what averages are worth.
+    It writes the same files as boltztilt sample.
+
+    [bold]Examples[/bold]
+      boltztilt anneal lj55 -n 1000 -o lj55.dcd
+      boltztilt anneal my_system.toml -n 200 --resample --refine 100
+      boltztilt anneal lj13 -n 2000 --per-group 64 --steps 8   steadier weights
+    """
+    from boltztilt.sampling.ensemble import check_output
+
+    path = output or Path(f"{Path(name).stem}.dcd")
+    check_output(path, overwrite=force)
+    from boltztilt.systems.system import load_system
+    from boltztilt.tilt.annealing import anneal as anneal_chains
+
+    system = load_system(name)
+    with console.counting_bar(f"annealing {system.name}", "structures", quiet) as progress:
+        raw = anneal_chains(
+            system,
+            n,
+            seed=seed,
+            n_per_group=per_group,
+            cess=cess,
+            n_steps=steps,
+            n_leapfrog=leapfrog,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    write_ensemble(raw, path, resample, refine, seed, force)
+
+
+def write_ensemble(
+    raw: Ensemble, path: Path, resample: bool, refine: int, seed: int, force: bool
+) -> None:
+    """Prints what was drawn, finishes it if that is wanted, and writes its files."""
     rows = console.sample_rows(raw)
-    final = raw.resample(n, seed=seed) if resample else raw
+    final = raw.resample(seed=seed) if resample else raw
     if refine:
         final = final.refine(refine, seed=seed)
         rows.append(("<U> refined", console.energy_words(final.mean_energy(weighted=False))))
     if final is not raw:
         final.info["sampler"] = raw.report()
-    console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
+    console.print_table(f"{raw.system.name}: {raw.system.convention}", rows)
     console.print_files(final.save(path, overwrite=force))
 
 
@@ -292,7 +378,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder of the report and the plots.")
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = 14,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -351,7 +437,7 @@ def reference(
     if output.suffix != ".npz":
         raise ValueError(f"a reference is written as .npz, but the output is {output}")
     check_writable(output, overwrite=force)
-    from boltztilt.analysis.reference import make_reference
+    from boltztilt.analysis.reference import failed_checks, make_reference
     from boltztilt.systems.system import load_system
 
     system = load_system(name)
@@ -361,6 +447,8 @@ def reference(
     console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)
     console.print_files([output])
+    for failed in failed_checks(made.checks):
+        console.standard_error().print(f"warning: not equilibrated: {failed}")
 
 
 def main() -> None:

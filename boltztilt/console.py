@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,10 +114,9 @@ class TrainingBar:
 def training_words(status: TrainingStatus) -> str:
     """One line on where training stands; quantities not measured yet are left out."""
     words = [f"{status.stage} rung {status.rung}", f"a {status.a:.3g}"]
-    loss = "-log q" if status.stage == "likelihood" else "loss"
     for label, value, layout in (
         ("CESS", status.cess, ".2f"),
-        (loss, status.loss, ".4g"),
+        ("loss", status.loss, ".4g"),
         ("ESS", status.ess, ".1%"),
         ("<U>", status.mean_energy, ".2f"),
     ):
@@ -223,9 +223,10 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     """Names and values of the figures printed after sampling."""
     rows = [("structures", str(len(ensemble.energies)))]
     raw = energy_words(ensemble.mean_energy(weighted=False))
-    if ensemble.log_density is not None:
+    if ensemble.has_weights:
         rows += [
             ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),
+            *group_rows(ensemble),
             ("<U> raw", raw),
             ("<U> reweighted", energy_words(ensemble.mean_energy(weighted=True))),
             ("log Z", str(ensemble.log_z)),
@@ -235,9 +236,28 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
     rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
     if "integration_error" in ensemble.info:
-        error = f"{ensemble.info['integration_error']:.2g}, rms change of log q at half the step"
-        rows.append(("integration error", error))
+        error = f"{ensemble.info['integration_error']:.2g}"
+        words = f"{error}, weighted rms change of log q at half the step"
+        rows.append(("integration error", words))
     return rows
+
+
+def group_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """What structures in groups are worth; nothing where all are independent."""
+    if ensemble.groups is None:
+        return []
+    n_groups = ensemble.n_groups
+    if n_groups == 1:
+        worth = "unknown, like all errors: one group only, ask for more"
+    else:
+        spread = math.sqrt(2 / (n_groups - 1))
+        worth = f"about {ensemble.n_independent:.0f} (within {spread:.0%}), from <U> of the groups"
+    descent = f"{ensemble.info['n_ancestors']} draws of the base have descendants here"
+    return [
+        ("groups", f"{n_groups}, each with one weight; errors are those over groups"),
+        ("independent", worth),
+        ("ancestors", descent),
+    ]
 
 
 def energy_words(estimate: Any) -> str:

@@ -166,9 +166,9 @@ class GeneralizedBorn:
         self, radii: Float[Tensor, "atoms batch"], by_radii: Float[Tensor, "pairs batch"]
     ) -> Float[Tensor, "atoms batch"]:
         """Returns the derivatives of the energy by the Born radii."""
-        both = torch.cat([by_radii, by_radii])
         own = self.self_strength.to(radii) / radii - 6.0 * self.surface.to(radii) * radii.pow(-6)
-        return (self.membership.to(both) @ both + own) / radii
+        members = self.membership.unflatten(1, self.receivers.shape).sum(1)
+        return (members.to(by_radii) @ by_radii + own) / radii
 
     def _of_pairs(self, values: Float[Tensor, "atoms batch"]) -> Float[Tensor, "2 pairs batch"]:
         """Returns the values of the first and of the second atom of every pair."""

@@ -1,5 +1,6 @@
 """Shapes in the signatures are enforced here and nowhere else; fixtures shared by the tests."""
 
+import os
 import sys
 
 import pytest
@@ -8,6 +9,11 @@ from jaxtyping import install_import_hook
 
 assert "boltztilt.energy" not in sys.modules, "the import hook has to come first"
 install_import_hook("boltztilt", "beartype.beartype")
+
+# parallel workers (pytest -n) share the cores: one thread each, also in the processes they start;
+# and tests that fork must not have started threads, which a child of theirs would wait for
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])

@@ -1,13 +1,13 @@
 """Weights and training states: round trips, interrupted writing, damaged and foreign files."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from boltztilt import checkpoint
 from boltztilt.checkpoint import load_state, load_weights, save_state, save_weights
 
 METADATA = {"system": "dw4", "seed": 3, "wall_time": 1.5, "recipe": {"network": {"n_hidden": 8}}}
@@ -58,6 +58,13 @@ def test_training_state_comes_back_exactly(tmp_path):
     assert torch.equal(loaded["weights"]["single"], state["weights"]["single"])
 
 
+def test_weights_can_be_read_by_whoever_may_read_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, METADATA)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize("what", ["weights", "state"])
 def test_interrupted_writing_leaves_the_file_before_it(what, tmp_path, monkeypatch):
     path = tmp_path / "file.safetensors"
@@ -68,13 +75,15 @@ def test_interrupted_writing_leaves_the_file_before_it(what, tmp_path, monkeypat
         else:
             save_state(path, {"progress": number})
 
-    def half_a_file(_, target, **__) -> None:
-        target.write_bytes(b"half")
+    write_bytes = Path.write_bytes
+
+    def half_a_file(_, target) -> None:
+        write_bytes(target, b"half")
         raise KeyboardInterrupt
 
     write(1)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "save_file", half_a_file)
+    monkeypatch.setattr(Path, "write_bytes", lambda target, data: half_a_file(data, target))
     monkeypatch.setattr(torch, "save", half_a_file)
     with pytest.raises(KeyboardInterrupt):
         write(2)

@@ -1,5 +1,6 @@
 """The command line, end to end: what it writes, what it refuses, and how it survives a kill."""
 
+import inspect
 import json
 import os
 import resource
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
-from boltztilt.sampling.sampler import SOLVERS
+from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS
 from boltztilt.systems.system import load_system
+from boltztilt.tilt.annealing import anneal
 
 SYSTEM = """
 name = "springs"
@@ -97,12 +99,13 @@ def run_folder(training_words, tmp_path_factory):
 
 @pytest.fixture
 def no_computation(monkeypatch):
-    """Fails the test as soon as a sampler is opened."""
+    """Fails the test as soon as a sampler is opened or chains are started."""
 
     def refuse(*arguments, **options):
-        raise AssertionError("a sampler was opened before the output was checked")
+        raise AssertionError("work began before the output was checked")
 
     monkeypatch.setattr(cli, "open_sampler", refuse)
+    monkeypatch.setattr("boltztilt.tilt.annealing.anneal", refuse)
 
 
 # help and version
@@ -125,7 +128,22 @@ def test_help_is_fast_and_imports_no_torch():
     assert used < 1.5  # seconds of the processor: other load does not count
 
 
-@pytest.mark.parametrize("verb", ["systems", "info", "sample", "train", "evaluate", "reference"])
+@pytest.mark.parametrize("verb", [cli.sample, cli.evaluate])
+def test_default_steps_are_those_of_the_sampler(verb):
+    assert inspect.signature(verb).parameters["steps"].default == DEFAULT_STEPS
+
+
+def test_defaults_of_anneal_are_those_of_the_package():
+    given = inspect.signature(cli.anneal).parameters
+    names = {"per_group": "n_per_group", "cess": "cess", "steps": "n_steps"}
+    names |= {"leapfrog": "n_leapfrog", "batch_size": "batch_size", "seed": "seed"}
+    expected = inspect.signature(anneal).parameters
+    assert all(given[ours].default == expected[name].default for ours, name in names.items())
+
+
+@pytest.mark.parametrize(
+    "verb", ["systems", "info", "sample", "anneal", "train", "evaluate", "reference"]
+)
 def test_help_of_every_verb_has_an_example(verb):
     result = boltztilt(verb, "--help")
     assert result.exit_code == 0
@@ -143,7 +161,7 @@ def test_version():
 def test_systems_lists_the_shipped_ones():
     result = boltztilt("systems")
     assert result.exit_code == 0
-    assert {"lj13", "dw4"} <= set(result.stdout.split())
+    assert {"lj13", "lj55", "dw4"} <= set(result.stdout.split())
 
 
 def test_info_states_the_energy_convention(system_file, run_folder):
@@ -225,6 +243,55 @@ def test_sample_lj13_with_shipped_weights(tmp_path):
     assert -50 < energies.median() < -36
 
 
+# anneal
+
+
+def test_anneal_writes_the_files_of_sample_and_explains_its_weights(system_file, tmp_path):
+    output = tmp_path / "out.dcd"
+    words = ["--per-group", 10, "--steps", 2, "--leapfrog", 3, "--seed", 5, "-q"]
+    result = boltztilt("anneal", system_file, "-n", 300, "-o", output, *words)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"out{suffix}" for suffix in (".dcd", ".pdb", ".npz", ".report.json")
+    }
+    trajectory = mdtraj.load(str(output), top=str(tmp_path / "out.pdb"))
+    with np.load(tmp_path / "out.npz") as saved:
+        expected = saved["positions"] * load_system("lj13").nm_per_length
+        assert len(np.unique(saved["log_weights"])) == 30
+        assert len(np.unique(saved["groups"])) == 30
+    np.testing.assert_allclose(trajectory.xyz, expected, atol=1e-6)
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert (report["n_groups"], report["seed"]) == (30, 5)
+    assert 30 <= report["n_ancestors"] <= 300
+    assert report["n_energy"] > report["n_energy_pilot"] > 0
+    error = report["energy_reweighted"]["error"]
+    assert abs(report["energy_reweighted"]["value"] - 3.0) < 4 * error  # six degrees of freedom
+    for words in ("ESS", "groups", "independent", "ancestors", "log Z", "energy calls"):
+        assert words in result.stdout
+    assert f"{report['ess']:.1%}" in result.stdout
+
+
+def test_annealed_structures_can_be_resampled_and_refined(system_file, tmp_path):
+    output = tmp_path / "out.npz"
+    options = ["--resample", "--refine", 10, "--steps", 1, "--leapfrog", 3, "--quiet"]
+    result = boltztilt("anneal", system_file, "-n", 500, "-o", output, *options)
+    assert result.exit_code == 0, result.output
+    with np.load(output) as saved:
+        assert "log_weights" not in saved
+        assert abs(saved["energies"].mean() - 3.0) < 5 * np.sqrt(3.0 / 500)
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert report["sampler"]["method"] == "annealed transport"
+    assert "<U> refined" in result.stdout
+
+
+def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
+    words = ["-n", 5, "--steps", 1, "--leapfrog", 2, "-q"]
+    result = boltztilt("anneal", system_file, "-o", tmp_path / "out.npz", *words)
+    assert result.exit_code == 0, result.output
+    assert "± unknown" in result.stdout
+    assert "one group only, ask for more" in result.stdout
+
+
 # refused input
 
 
@@ -248,6 +315,14 @@ def test_sample_lj13_with_shipped_weights(tmp_path):
         (["sample", "lj13", "--device", "cuda:77"], "cuda:77"),
         (["sample", "lj13", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["sample"], "name"),
+        (["anneal", "lj31"], "did you mean 'lj13'"),
+        (["anneal", "lj13", "-n", "0"], "-n"),
+        (["anneal", "lj13", "--cess", "1.5"], "--cess"),
+        (["anneal", "lj13", "--per-group", "0"], "--per-group"),
+        (["anneal", "lj13", "--leapfrog", "0"], "--leapfrog"),
+        (["anneal", "lj13", "--seed", "-1"], "--seed"),
+        (["anneal", "lj13", "-o", "out.xyz"], ".xyz"),
+        (["anneal", "absent.toml"], "absent.toml"),
         (["sample", "lj13", "--colour"], "--colour"),
         (["paint"], "paint"),
         (["train", "lj13"], "--output"),
@@ -281,9 +356,10 @@ def test_debug_shows_the_traceback():
 
 
 @pytest.mark.parametrize("existing", ["out.dcd", "out.npz", "out.pdb", "out.report.json"])
-def test_existing_output_is_refused_before_sampling(tmp_path, no_computation, existing):
+@pytest.mark.parametrize("verb", ["sample", "anneal"])
+def test_existing_output_is_refused_before_sampling(tmp_path, no_computation, verb, existing):
     (tmp_path / existing).write_text("precious")
-    assert_refused(boltztilt("sample", "lj13", "-o", tmp_path / "out.dcd"), existing, "--force")
+    assert_refused(boltztilt(verb, "lj13", "-o", tmp_path / "out.dcd"), existing, "--force")
     assert (tmp_path / existing).read_text() == "precious"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import mdtraj
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.ensemble import Ensemble, check_output
+from boltztilt.sampling.ensemble import Ensemble, check_output, refinement
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.systems.system import System, load_system
 
@@ -106,7 +107,7 @@ def test_refining_reaches_the_target_and_counts_energies():
     refined = ensemble.refine(100, seed=0, step_size=0.4)
     energy = refined.mean_energy(weighted=False)
     assert abs(energy.value - DOF / 2) < 3.5 * energy.error
-    assert refined.info["n_energy"] == 4000 + 101 * 4000
+    assert refined.info["n_energy"] == 4000 + (100 + 3) * 4000
     torch.testing.assert_close(refined.energies, spring_energy(refined.positions).double())
 
 
@@ -121,6 +122,70 @@ def test_joining_shards_concatenates_and_adds_costs():
         Ensemble.join([shards[0], importance_sample(10, 3, with_density=False)])
     with pytest.raises(ValueError, match="no ensembles"):
         Ensemble.join([])
+
+
+def grouped_sample(n_groups, seed, n_per_group=5):
+    """Groups of structures that hold one independent draw each, repeated; all of weight 1."""
+    single = importance_sample(n_groups, seed)
+    groups = torch.arange(n_groups).repeat_interleave(n_per_group)
+    return Ensemble(
+        single.positions[groups],
+        single.energies[groups],
+        None,
+        SPRING,
+        {"seed": seed, "n_ancestors": n_groups},
+        path_log_weights=single.log_weights[groups],
+        groups=groups,
+    )
+
+
+def test_errors_over_groups_are_honest_where_errors_over_structures_are_not():
+    ensembles = [grouped_sample(200, seed) for seed in range(80)]
+    naive = [replace(ensemble, groups=None) for ensemble in ensembles]
+    for truth, estimate in ((LOG_Z, "log_z"), (DOF / 2, "mean_energy")):
+        scores = []
+        for each in (ensembles, naive):
+            values = [getattr(ensemble, estimate) for ensemble in each]
+            values = [value() if callable(value) else value for value in values]
+            scores.append(torch.tensor([(v.value - truth) / v.error for v in values]).std())
+        assert 0.75 < scores[0] < 1.3, estimate
+        assert scores[1] / scores[0] == pytest.approx(math.sqrt(5), rel=0.15)
+
+
+def test_independent_structures_are_counted_by_the_variance_between_groups():
+    # var U / E[(w/Z)² (U - <U>)²], by Gaussian integrals
+    ratio = STIFFNESS / (2 * STIFFNESS - 1)
+    share = ESS / (ratio**2 + (1 - ratio) ** 2 * DOF / 2)
+    ensemble = grouped_sample(1000, 0)
+    alone = replace(ensemble, groups=None)
+    assert ensemble.n_effective == pytest.approx(alone.n_effective)  # blind to repetitions
+    assert ensemble.n_independent == pytest.approx(1000 * share, rel=0.25)
+    assert alone.n_independent == pytest.approx(5000 * share, rel=0.25)
+    single = replace(ensemble, groups=torch.zeros(5000, dtype=torch.int64))
+    assert math.isnan(single.n_independent)
+    assert math.isnan(single.mean_energy().error)
+
+
+def test_path_weights_take_the_place_of_a_density():
+    ensemble = grouped_sample(100, 1)
+    assert torch.equal(ensemble.log_weights, ensemble.path_log_weights)
+    ensemble.energies[:5] = math.nan
+    assert (ensemble.weights[:5] == 0).all()
+    assert ensemble.n_groups == 100
+    drawn = ensemble.resample(50, seed=0)
+    assert not drawn.has_weights
+    assert set(drawn.groups.tolist()) <= set(range(1, 100))
+    assert torch.equal(drawn.refine(1).groups, drawn.groups)
+    with pytest.raises(ValueError, match="give one of them"):
+        replace(ensemble, log_density=torch.zeros(500))
+
+
+def test_groups_of_joined_ensembles_stay_apart():
+    joined = Ensemble.join([grouped_sample(10, 1), grouped_sample(20, 2)])
+    assert joined.n_groups == 30
+    assert joined.info == {"seed": [1, 2], "n_ancestors": 30}
+    with pytest.raises(ValueError, match="with and without"):
+        Ensemble.join([grouped_sample(10, 1), importance_sample(10, 3)])
 
 
 def test_mismatched_sizes_are_refused():
@@ -141,6 +206,19 @@ def test_npz_round_trip_is_exact(tmp_path):
     report = json.loads(paths[1].read_text())
     assert report["log_z"]["value"] == pytest.approx(ensemble.log_z.value)
     assert report["n"] == 50
+
+
+def test_npz_round_trip_keeps_path_weights_and_groups(tmp_path):
+    ensemble = grouped_sample(20, 6)
+    paths = ensemble.save(tmp_path / "spring.npz")
+    loaded = Ensemble.load(paths[0], SPRING)
+    assert loaded.log_density is None
+    assert torch.equal(loaded.path_log_weights, ensemble.path_log_weights)
+    assert torch.equal(loaded.groups, ensemble.groups)
+    assert loaded.log_z == ensemble.log_z
+    report = json.loads(paths[1].read_text())
+    assert report["n_groups"] == 20
+    assert report["n_independent"] == pytest.approx(ensemble.n_independent)
 
 
 @pytest.mark.parametrize("suffix", [".dcd", ".xtc", ".pdb"])
@@ -192,7 +270,19 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
         (Estimate(-43.0612, 0.0151), "-43.061 ± 0.015"),
         (Estimate(3.25, 12.0), "3 ± 12"),
         (Estimate(1.5, 0.0), "1.5 ± 0"),
+        (Estimate(1.5, math.nan), "1.5 ± unknown"),
     ],
 )
 def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
     assert str(estimate) == words
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
+def test_refinement_takes_the_steps_it_is_given(n_steps):
+    stages = refinement(n_steps)
+    assert sum(number * length for number, length in stages) == n_steps
+
+
+def test_refinement_without_steps_is_refused():
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        refinement(0)

@@ -24,6 +24,8 @@ LOG_Z = SYSTEM.potential.log_z
 class BaseSampler:
     """Samples the Gaussian base itself and knows its density."""
 
+    device = torch.device("cpu")
+
     def __init__(self, std=1.0):
         self.law = Gaussian(3, std=std)
         self.system = SYSTEM
@@ -62,7 +64,8 @@ def report(reference, folder):
     lines += [
         f"ladder,{k},{10.0 ** (k - 4)},0.9,{2 - 0.2 * k},,0.6,{-k},{60 * k}" for k in range(5)
     ]
-    (folder / "log.csv").write_text("\n".join(lines) + "\npolish,5,1.0,,1.0,0.4,0.6,-5,400\n")
+    lines += ["polish,5,1.0,,1.0,0.4,0.6,-5,400", "likelihood,5,1.0,,9.0,0.4,0.6,-5,500"]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
     return evaluate(BaseSampler(), reference, n=N, seed=1, out=folder)
 
 

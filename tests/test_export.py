@@ -12,7 +12,7 @@ ROUNDING_IN_NM = {".dcd": 1e-6, ".xtc": 0.5e-3 + 1e-6, ".pdb": 0.5e-4 + 1e-6}
 
 
 @pytest.mark.parametrize("suffix", ROUNDING_IN_NM)
-@pytest.mark.parametrize("name", ["lj13", "dw4"])
+@pytest.mark.parametrize("name", ["lj13", "lj55", "dw4"])
 def test_coordinates_come_back(tmp_path, generator, name, suffix):
     system = load_system(name)
     positions = system.base.sample(5, generator)

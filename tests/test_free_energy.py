@@ -5,10 +5,7 @@ import math
 import pytest
 import torch
 
-from boltztilt.analysis.annealing import anneal
-from boltztilt.analysis.free_energy import bar, tempered_log_z
-from boltztilt.potentials.harmonic import Harmonic
-from boltztilt.systems.system import System
+from boltztilt.analysis.free_energy import bar
 
 
 def gaussian_log_weights(n, seed, std, log_z):
@@ -35,32 +32,3 @@ def test_bar_survives_samples_of_infinite_energy():
     padded = torch.cat([forward + math.log(1.25), torch.full((1000,), -math.inf)])
     estimate = bar(padded, reverse + math.log(1.25))
     assert abs(estimate.value - 1.0) < 3.5 * estimate.error
-
-
-@pytest.mark.parametrize("centered", [True, False])
-def test_annealed_chains_give_log_z_of_a_harmonic_well(centered):
-    potential = Harmonic(4, stiffness=9.0, centered=centered)
-    system = System("well", potential)
-    estimates = [
-        tempered_log_z(system, n_chains=240, n_groups=8, n_steps=3, n_leapfrog=3, seed=seed)
-        for seed in range(5)
-    ]
-    z = torch.tensor([(e.value - potential.log_z) / e.error for e in estimates])
-    assert abs(z.mean()) < 3.5 / math.sqrt(5) * 1.2
-    assert max(e.error for e in estimates) < 0.4
-
-
-def test_annealed_chains_arrive_at_the_target():
-    potential = Harmonic(3, stiffness=4.0)
-    system = System("well", potential)
-    generator = torch.Generator().manual_seed(1)
-    annealed = anneal(potential, system.base, 2000, generator)
-    energies = potential.energy(annealed.positions).double()
-    assert abs(energies.mean() - 3.0) < 4 * math.sqrt(3.0 / 2000)
-    assert annealed.tilts[0] == 0.0
-    assert annealed.tilts[-1] == 1.0
-
-
-def test_too_few_chains_are_refused():
-    with pytest.raises(ValueError, match="groups"):
-        tempered_log_z(System("well", Harmonic(3)), n_chains=4, n_groups=4)

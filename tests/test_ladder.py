@@ -61,6 +61,16 @@ def test_step_keeps_the_conditional_ess_of_the_recipe():
         assert float(rung.weights.mean()) == pytest.approx(1.0)
 
 
+def test_carried_particles_take_the_place_of_rollouts(generator):
+    """A field whose every path diverges is never asked."""
+    recipe = Recipe(recentring_steps=3)
+    chains = Chains(CountedPotential(Harmonic(4, 5.0)), BASE, "mala", 0.2, generator)
+    carried = BASE.sample(500, generator)
+    rung = climb(Still(diverging=True), BASE, 0.3, recipe, chains, CPU, carried)
+    assert torch.equal(rung.particles, carried)
+    assert rung.step > 0
+
+
 def test_last_step_ends_exactly_at_one():
     rung, _ = rung_of(Harmonic(4, 1.1))
     assert rung.step == 1.0

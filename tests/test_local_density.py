@@ -178,6 +178,49 @@ def test_learned_part_fades_where_the_data_are_at_rest(generator):
     assert divergence.item() == pytest.approx(3 * 4)
 
 
+@pytest.mark.parametrize("max_degree", [1, 3])
+def test_cutoff_beyond_the_cluster_changes_nothing(max_degree, generator):
+    positions = lattice(7, 3, generator)
+    near = local_density(max_degree, cutoff=9.0).velocity_and_divergence(TIMES, positions)
+    every = local_density(max_degree).velocity_and_divergence(TIMES, positions)
+    torch.testing.assert_close(near[0], every[0], atol=EXACT, rtol=EXACT)
+    torch.testing.assert_close(near[1], every[1], atol=EXACT, rtol=EXACT)
+
+
+@pytest.mark.parametrize("cutoff", [1.05, 1.3, 1.8])
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_divergence_with_a_cutoff_equals_the_trace_of_the_jacobian(cutoff, n_dims, generator):
+    """Structures of one batch have different numbers of pairs, some of them fading."""
+    field = local_density(2, cutoff=cutoff)
+    positions = lattice(8, n_dims, generator) * torch.tensor([0.7, 1.0, 1.3, 9.0])[:, None, None]
+    velocity, divergence = field.velocity_and_divergence(TIMES, positions)
+    expected = jacobian_trace(field, TIMES, positions)
+    torch.testing.assert_close(divergence, expected, atol=EXACT, rtol=EXACT)
+    assert torch.equal(velocity, field(TIMES, positions))
+    fading = torch.pdist(positions[1]) / cutoff
+    assert ((fading > 0.8) & (fading < 1)).any()
+
+
+def test_an_atom_beyond_the_cutoff_of_all_others_moves_alone(generator):
+    """The others move as they would without it, but for the common centre."""
+    field, positions = local_density(2, cutoff=2.0), lattice(6, 3, generator)
+    positions[:, 5] += 50.0
+    with_it, without = field(TIMES, positions), field(TIMES, positions[:, :5])
+    skip = field.skip_and_scale(TIMES)[0][:, None, None]
+
+    def learned(velocity, x):
+        rest = velocity - skip * (x - x.mean(1, keepdim=True))
+        return rest - rest[:, :1]
+
+    found, expected = learned(with_it, positions)[:, :5], learned(without, positions[:, :5])
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
+
+
+def test_cutoff_inside_the_core_is_refused():
+    with pytest.raises(ValueError, match=r"cutoff = 0\.9 must be larger than core"):
+        LocalDensityField(cutoff=0.9)
+
+
 @pytest.mark.parametrize("wrong", [{"max_degree": 0}, {"n_hidden": 0}, {"n_channels": 0}])
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 1"):

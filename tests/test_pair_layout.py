@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boltztilt.geometry import pair_indices
-from boltztilt.networks.pair_layout import PairLayout
+from boltztilt.networks.pair_layout import AllPairs, NeighbourPairs, close_pairs
 
 N_ATOMS = 5
 
@@ -25,7 +25,7 @@ def on_pairs(generator, pairs) -> torch.Tensor:
 
 
 def test_values_of_both_ends(pairs, on_atoms):
-    layout = PairLayout.of(on_atoms)
+    layout = AllPairs.of(on_atoms)
     first, second = layout.ends(on_atoms)
     for p, (i, j) in enumerate(pairs):
         torch.testing.assert_close(first[:, p], on_atoms[:, i])
@@ -41,13 +41,13 @@ def test_sums_over_the_pairs_of_every_atom(odd, pairs, on_atoms, on_pairs):
     for p, (i, j) in enumerate(pairs):
         expected[:, i] += on_pairs[:, p]
         expected[:, j] += (-1 if odd else 1) * on_pairs[:, p]
-    found = PairLayout.of(on_atoms).gather_to_atoms(on_pairs, odd=odd)
+    found = AllPairs.of(on_atoms).gather_to_atoms(on_pairs, odd=odd)
     torch.testing.assert_close(found, expected)
 
 
 def test_vectors_spread_with_one_factor_for_either_end(pairs, on_atoms, on_pairs):
     factors = (on_pairs[..., 0], on_pairs[..., 1])
-    layout = PairLayout.of(on_atoms)
+    layout = AllPairs.of(on_atoms)
     expected = torch.zeros_like(on_atoms)
     for p, (i, j) in enumerate(pairs):
         vector = on_atoms[:, i] - on_atoms[:, j]
@@ -57,4 +57,43 @@ def test_vectors_spread_with_one_factor_for_either_end(pairs, on_atoms, on_pairs
 
 
 def test_layout_has_the_dtype_of_the_positions(on_atoms, dtype):
-    assert PairLayout.of(on_atoms.to(dtype)).first.dtype == dtype
+    assert AllPairs.of(on_atoms.to(dtype)).first.dtype == dtype
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_pairs_within_a_long_cutoff_move_as_all_pairs(odd, on_atoms, on_pairs):
+    every, near = AllPairs.of(on_atoms), NeighbourPairs.of(on_atoms, 100.0)
+    same = torch.testing.assert_close
+    same(near.sum_ends(on_atoms, odd), every.sum_ends(on_atoms, odd))
+    same(near.gather_to_atoms(on_pairs, odd), every.gather_to_atoms(on_pairs, odd))
+    factors = (on_pairs[..., 0], on_pairs[..., 1])
+    same(near.spread(factors, on_pairs), every.spread(factors, on_pairs))
+    for layout in (every, near):
+        edges = layout.edges(on_pairs, odd)
+        same(edges.sum(2), every.gather_to_atoms(on_pairs, odd))
+        there_and_back = layout.reverse(layout.reverse(edges))
+        same(there_and_back, edges)
+        same(layout.edges(on_pairs), layout.reverse(layout.edges(on_pairs)))
+
+
+def test_pairs_within_the_cutoff_are_found_structure_by_structure(generator):
+    positions = torch.rand(3, 12, 3, generator=generator) * torch.tensor([1.0, 3.0, 30.0]).view(
+        3, 1, 1
+    )
+    found = {tuple(map(int, pair)) for pair in zip(*close_pairs(positions, 1.0), strict=True)}
+    expected = {
+        (b, i, j)
+        for b in range(3)
+        for i in range(12)
+        for j in range(i + 1, 12)
+        if float((positions[b, i] - positions[b, j]).norm()) < 1.0
+    }
+    assert found == expected
+    layout = NeighbourPairs.of(positions, 1.0)
+    assert layout.real.sum(1).tolist() == [sum(p[0] == b for p in expected) for b in range(3)]
+
+
+def test_atoms_without_any_neighbour():
+    layout = NeighbourPairs.of(10.0 * torch.arange(6.0).view(1, 2, 3), 1.0)
+    assert layout.pair.shape == (1, 2, 0)
+    assert layout.gather_to_atoms(torch.zeros(1, 0, 4)).shape == (1, 2, 4)

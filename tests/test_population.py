@@ -11,7 +11,6 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.base import Gaussian
 from boltztilt.tilt.population import (
     LEAPFROG_STEPS,
-    ROLLOUT_BATCH,
     Chains,
     resample,
     rewards,
@@ -116,7 +115,7 @@ def test_chains_never_enter_regions_of_nan_but_count_their_visits(generator):
 
 def test_rollouts_carry_positions_and_exact_densities(generator):
     base = Gaussian(3, 2, 0.8)
-    n = ROLLOUT_BATCH + 200
+    n = 1200
     ends, log_density = rollouts(Stretch(2.0, base.dof), base, n, 10, generator, True, CPU)
     assert ends.shape == (n, 3, 2)
     exact = Gaussian(3, 2, 1.6).log_density(ends)

@@ -23,7 +23,7 @@ def marked_block(mark):
 def commands():
     """Every boltztilt command that the README shows."""
     found = re.findall(
-        r"\bboltztilt ((?:sample|train|evaluate|reference|info|systems)[^\n`|&]*)", README
+        r"\bboltztilt ((?:sample|anneal|train|evaluate|reference|info|systems)[^\n`|&]*)", README
     )
     return sorted({re.sub(r"\[.*?\]", "", words.split("  ")[0]).strip() for words in found})
 

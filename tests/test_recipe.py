@@ -17,12 +17,13 @@ BAD_VALUES = {
     "decay_from": -0.1,
     "average_decay": 1.0,
     "n_particles": 0,
+    "rungs_per_rollout": 0,
     "rollout_steps": 0,
     "steps_per_rung": 0,
     "first_rung_factor": 0.0,
     "polish_particles": 0,
     "polish_refresh": 0,
-    "polish_rollout_every": 0,
+    "polish_rollout_every": -1,
     "batch_size": 0,
     "times_per_pair": -4,
     "learning_rate": float("nan"),
@@ -30,6 +31,11 @@ BAD_VALUES = {
     "recentring_steps": -1,
     "polish_steps": -1,
     "polish_chain_steps": -1,
+    "likelihood_steps": -1,
+    "likelihood_batch": 0,
+    "likelihood_solver_steps": 0,
+    "likelihood_rate": 0.0,
+    "likelihood_anchor": -1.0,
     "warmup_steps": -1,
     "checkpoint_minutes": -1.0,
 }
@@ -78,6 +84,8 @@ def test_settings_that_exclude_each_other_are_refused():
         Recipe(batch_size=10)
     with pytest.raises(ValueError, match=r"exact_weights.*'wfm'.*'itm'"):
         Recipe(exact_weights=True)
+    with pytest.raises(ValueError, match="fresh rollouts at every rung"):
+        Recipe(exact_weights=True, objective="wfm", rungs_per_rollout=2)
     assert Recipe(exact_weights=True, objective="wfm").exact_weights
 
 

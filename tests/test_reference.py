@@ -10,12 +10,14 @@ from boltztilt.analysis.metrics import short_pair_occupancy
 from boltztilt.analysis.reference import (
     Reference,
     check_equilibration,
+    failed_checks,
     laplacian,
     make_reference,
     r_hat,
 )
 from boltztilt.energy import CallablePotential
 from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.sampling.estimate import Estimate
 from boltztilt.systems.system import System, load_system
 
 WELL = System("well", Harmonic(3, stiffness=4.0))
@@ -47,6 +49,19 @@ def test_checks_catch_samples_at_the_wrong_temperature():
     checks = check_equilibration(WELL, hot.reshape(200, 10, 3, 3), energies.reshape(200, 10))
     assert z_score(checks["virial"], 1.0) > 5
     assert z_score(checks["configurational_temperature"], 1.0) > 5
+
+
+def test_failed_checks_are_named():
+    good = {
+        "virial": Estimate(1.01, 0.004),
+        "configurational_temperature": Estimate(0.99, 0.01),
+        "drift": -1.2,
+        "r_hat": {"energy": 1.01},
+    }
+    assert failed_checks(good) == failed_checks({}) == []
+    bad = {"virial": Estimate(1.05, 0.004), "drift": 7.0, "r_hat": {"short_pairs": 1.4}}
+    words = failed_checks({**good, **bad})
+    assert [word.split()[0] for word in words] == ["virial", "mean", "r_hat"]
 
 
 def test_r_hat_is_one_for_independent_draws_and_large_for_stuck_chains():

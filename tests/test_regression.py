@@ -1,5 +1,7 @@
 """Losses of one update: which points, which weights, and which objectives are refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -10,12 +12,14 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
-from boltztilt.tilt.interpolant import Bridge
+from boltztilt.tilt.interpolant import Bridge, draw_times
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.population import Chains
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
+    anchor_loss,
     draw_bridge,
+    draw_grid,
     likelihood_loss,
     matching_loss,
     refuse_explicit_on_singular_core,
@@ -59,7 +63,9 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     particles = 1.7 * BASE.sample(500, generator).double()
     width = (particles.square().sum() / (len(particles) * BASE.dof)).sqrt()
     field = Scaled(0.3).double()
-    loss = likelihood_loss(field, field.velocity_and_divergence, particles, BASE, 20, generator)
+    loss = likelihood_loss(
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+    )
     scale = field.scale.detach()
     exact = BASE.dof * scale - BASE.log_density(particles * torch.exp(-scale)).mean()
     torch.testing.assert_close(loss, exact, atol=1e-4, rtol=0)
@@ -68,8 +74,23 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     torch.testing.assert_close(field.scale.grad, slope, atol=1e-3, rtol=1e-4)
     assert slope < -1
     best = Scaled(float(width.log())).double()
-    likelihood_loss(best, best.velocity_and_divergence, particles, BASE, 20, generator).backward()
+    likelihood_loss(
+        best, best.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+    ).backward()
     assert abs(best.scale.grad) < 1e-3
+
+
+def test_anchor_is_the_distance_between_two_fields(generator):
+    """For 0.5 x against 0.2 x at |I_t|² = 1: the integral of 0.3² / (1-t) over the times."""
+    n, smallest = 20_000, 0.01
+    positions = torch.randn(n, 4, 3, generator=generator)
+    positions /= positions.norm(dim=(1, 2), keepdim=True)
+    times = draw_times(n, 1, smallest, generator)
+    bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n))
+    distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, smallest)
+    exact = 0.3**2 * -math.log(smallest)
+    assert distance.item() == pytest.approx(exact, rel=1e-3)
+    distance.backward()
 
 
 def test_likelihood_of_a_network_is_what_the_flow_says(generator):
@@ -78,7 +99,9 @@ def test_likelihood_of_a_network_is_what_the_flow_says(generator):
     particles = BASE.sample(5, generator)
     fine = integrate(field, particles, warped_grid(60).flip(0))
     expected = -(BASE.log_density(fine.positions) - fine.log_density_change).mean()
-    loss = likelihood_loss(field, field.velocity_and_divergence, particles, BASE, 40, generator)
+    loss = likelihood_loss(
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(40, generator)
+    )
     torch.testing.assert_close(loss, expected, atol=1e-2, rtol=0)
     loss.backward()
     gradients = [p.grad for p in field.parameters() if p.grad is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,15 @@ from torch import Tensor
 from boltztilt.analysis import metrics, plots
 from boltztilt.analysis.free_energy import bar, import_estimators
 from boltztilt.analysis.reference import Reference
+from boltztilt.hardware import hardware
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import write_report
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.estimate import weighted_mean
+from boltztilt.sampling.sampler import DEFAULT_STEPS
 
 if TYPE_CHECKING:
-    from boltztilt.sampling.sampler import DEFAULT_STEPS, Sampler
+    from boltztilt.sampling.sampler import Sampler
 
 REFERENCE_BATCH = 1000
 TAIL = 0.999
@@ -62,7 +63,7 @@ def evaluate(
         **compare(ensemble, reference, seed),
         "integration_error": sampler.integration_error(ensemble),
         "device": str(next(sampler.field.parameters()).device),
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": hardware(sampler.device),
         "evaluation_seconds": time.perf_counter() - started,
         "reference": reference.report(),
         "training": dict(sampler.metadata),

@@ -1,18 +1,14 @@
-"""Free energies: log Z from both directions of a flow, and from annealed Markov chains."""
+"""Free energies: log Z from both directions of a flow."""
 
 from __future__ import annotations
 
 import logging
-import math
 from types import ModuleType
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from boltztilt.analysis.annealing import anneal
 from boltztilt.sampling.estimate import Estimate, log_mean_exp
-from boltztilt.systems.system import System
 
 NEGLIGIBLE_WORK = 500.0  # kT: exp(-500) adds nothing; pymbar's error bar overflows above 700
 
@@ -46,36 +42,3 @@ def import_estimators() -> ModuleType:
             "Bennett's acceptance ratio needs pymbar: pip install 'boltztilt[analysis]'"
         ) from error
     return other_estimators
-
-
-def tempered_log_z(
-    system: System,
-    n_chains: int = 2000,
-    n_groups: int = 8,
-    seed: int = 0,
-    cess: float = 0.9,
-    n_steps: int = 10,
-    n_leapfrog: int = 5,
-) -> Estimate:
-    """log of the configuration integral of exp(-U), from annealed chains alone.
-
-    The chains walk along U_a = -(1 - a) log rho_0 + a U from the Gaussian base to the target; the
-    error is that of the mean over independent groups of chains.
-    """
-    if n_groups < 2 or n_chains < 2 * n_groups:
-        raise ValueError(
-            f"{n_chains} chains in {n_groups} groups: give at least 2 groups of 2 chains"
-        )
-    annealed = anneal(
-        system.potential,
-        system.base,
-        n_chains // n_groups * n_groups,
-        torch.Generator().manual_seed(seed),
-        n_groups=n_groups,
-        cess=cess,
-        n_steps=n_steps,
-        n_leapfrog=n_leapfrog,
-    )
-    groups = annealed.log_z
-    value = groups.logsumexp(0) - math.log(n_groups)
-    return Estimate(float(value), float(groups.std()) / math.sqrt(n_groups))

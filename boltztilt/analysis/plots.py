@@ -113,9 +113,9 @@ def log_weight_figure(
 
 def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
     """How training climbed: tilt, conditional ESS, energy, acceptance, log Z and loss."""
-    minutes = _column(rows, "seconds") / 60
     figure, panels = _new_figure(rows=3, columns=2)
-    rung = _column(rows, "rung")
+    ladder = [row for row in rows if row["stage"] == "ladder"]
+    rung = _column(ladder, "rung")
     for axes, name, label in (
         (panels[0][0], "a", "tilt a"),
         (panels[0][1], "cess", "conditional ESS"),
@@ -123,14 +123,23 @@ def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
         (panels[1][1], "acceptance", "acceptance of MCMC"),
         (panels[2][0], "log_z", "log Z up to a"),
     ):
-        _measured(axes, rung, _column(rows, name))
+        _measured(axes, rung, _column(ladder, name))
         axes.set(xlabel="rung", ylabel=label)
     panels[0][0].set_yscale("log")
     panels[1][0].set_yscale("symlog", linthresh=10)
     for axes in (panels[0][1], panels[1][1]):
         axes.set_ylim(0, 1)
-    _measured(panels[2][1], minutes, _column(rows, "loss"))
-    panels[2][1].set(xlabel="time (min)", ylabel="loss")
+    axes = panels[2][1]
+    likelihood = [row for row in rows if row["stage"] == "likelihood"]
+    matching = [row for row in rows if row["stage"] != "likelihood"]
+    _measured(axes, _column(matching, "seconds") / 60, _column(matching, "loss"))
+    axes.set(xlabel="time (min)", ylabel="loss")
+    if likelihood:
+        right = axes.twinx()
+        _measured(
+            right, _column(likelihood, "seconds") / 60, _column(likelihood, "loss"), REWEIGHTED
+        )
+        right.set_ylabel("mean -log q, with anchor", color=REWEIGHTED)
     return figure
 
 
@@ -203,10 +212,10 @@ def _column(rows: Sequence[Mapping[str, str]], name: str) -> Tensor:
     return torch.tensor([float(row.get(name) or math.nan) for row in rows], dtype=torch.float64)
 
 
-def _measured(axes: Axes, x: Tensor, y: Tensor) -> None:
+def _measured(axes: Axes, x: Tensor, y: Tensor, color: str = RAW) -> None:
     """A line through the entries that were measured."""
     measured = torch.isfinite(y) & torch.isfinite(x)
-    axes.plot(x[measured].numpy(), y[measured].numpy(), color=RAW, marker=".", markersize=3)
+    axes.plot(x[measured].numpy(), y[measured].numpy(), color=color, marker=".", markersize=3)
 
 
 def _ends(edges: Tensor) -> tuple[float, float]:

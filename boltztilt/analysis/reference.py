@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from boltztilt.analysis.annealing import anneal
 from boltztilt.analysis.metrics import short_pairs
 from boltztilt.energy import CountedPotential, Potential
 from boltztilt.files import atomic_path, check_writable
@@ -27,6 +26,7 @@ from boltztilt.sampling.ensemble import read_arrays
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import ChainState, hmc
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.annealing import ChainGroups, find_ladder
 
 N_LEAPFROG = 8
 N_BURN_IN = 100
@@ -35,6 +35,8 @@ FIRST_THINNING, MOST_THINNING = 20, 640
 FORGOTTEN = 0.1  # correlation at which a chain counts as independent of its past
 ANNEALING_SHARE = 0.2  # of the progress shown
 MOST_LAPLACIANS = 2000
+LARGEST_DEVIATION = 5.0  # standard errors by which a check may miss its exact value
+LARGEST_R_HAT = 1.1
 
 
 @dataclass(eq=False)
@@ -129,9 +131,10 @@ def make_reference(
     generator = torch.Generator().manual_seed(seed)
     n_rounds = math.ceil(n_samples / n_chains)
     bar = _ProgressBar(progress, n_rounds)
-    annealed = anneal(potential, system.base, n_chains, generator, progress=bar.annealing)
+    annealed = ChainGroups(potential, system.base, 1, n_chains, generator)
+    ladder = find_ladder(annealed, progress=bar.annealing)
     run = partial(_run, potential, generator=generator, bar=bar)
-    state = run(annealed.positions, N_BURN_IN, annealed.step_size, adapt=True)
+    state = run(annealed.positions, N_BURN_IN, ladder.step_sizes[-1], adapt=True)
     if n_between is None:
         state, n_between = _forget(system, state, run)
     bar.set_trajectories(n_rounds * n_between)
@@ -193,6 +196,20 @@ def check_equilibration(
             name: r_hat(values.reshape(n_chains, n_rounds)) for name, values in observables.items()
         },
     }
+
+
+def failed_checks(checks: Mapping[str, Any]) -> list[str]:
+    """What the checks of equilibration object to, in words; empty when all are passed."""
+    failed = []
+    for name in ("virial", "configurational_temperature"):
+        if name in checks and abs(checks[name].value - 1) > LARGEST_DEVIATION * checks[name].error:
+            failed.append(f"{name.replace('_', ' ')} {checks[name]} instead of 1")
+    if abs(checks.get("drift", 0.0)) > LARGEST_DEVIATION:
+        failed.append(f"mean energy drifts by {checks['drift']:+.1f} standard errors")
+    for name, value in checks.get("r_hat", {}).items():
+        if value > LARGEST_R_HAT:
+            failed.append(f"r_hat of {name.replace('_', ' ')} {value:.2f}, above {LARGEST_R_HAT}")
+    return failed
 
 
 def slow_observables(

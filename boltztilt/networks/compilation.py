@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,13 @@ Compilable = TypeVar("Compilable", bound=Callable)
 
 
 def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilable:
-    """The network, or a method of it, through torch.compile if wanted, else as it is."""
-    return compiled_for(function, next(network.parameters()).device) if wanted else function
+    """The network, or a method of it, through torch.compile if wanted, else as it is.
+
+    A network with a cutoff, whose shapes change with every batch, is used as it is too.
+    """
+    if not wanted or getattr(network, "cutoff", None) is not None:
+        return function
+    return compiled_for(function, next(network.parameters()).device)
 
 
 def compiled_for(function: Compilable, device: torch.device) -> Compilable:
@@ -25,8 +30,9 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
     Without the C++ compiler that torch.compile needs on a CPU the function is used as it is, with
     a warning: results agree to rounding, only the speed differs.
     """
+    on_gpu = device.type == "cuda"
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if device.type != "cuda" and not compiler:
+    if not on_gpu and not compiler:
         warnings.warn(
             "no C++ compiler (g++) found: going on without torch.compile, at half the speed or "
             "less; install one, or set compile = false",
@@ -35,4 +41,6 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
         return function
     # the compiler's own use of functions that torch deprecates concerns nobody else
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-    return cast(Compilable, torch.compile(function, dynamic=False))
+    # on a processor each thread runs the whole function alone, and must not hold Python's lock
+    options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
+    return cast(Compilable, torch.compile(function, dynamic=False, options=options))

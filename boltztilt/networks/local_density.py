@@ -24,9 +24,10 @@ from boltztilt.networks.local_density_features import (
     NodeFeatures,
     PairGeometry,
     TimeModulation,
+    switched,
 )
-from boltztilt.networks.pair_layout import PairLayout
-from boltztilt.networks.radial import WarpedBumps
+from boltztilt.networks.pair_layout import AllPairs, PairLayout, pair_layout
+from boltztilt.networks.radial import WarpedBumps, switch_with_derivative
 from boltztilt.networks.time_features import TimeFeatures
 
 
@@ -52,6 +53,8 @@ class LocalDensityField(nn.Module):
         n_radial: number of radial functions.
         core, spread, reach: shape of the radial axis, see `WarpedBumps`.
         noise_scale: amount of noise 1 - t below which the learned part fades.
+        cutoff: pairs farther apart do not see each other, and fade from 0.8 cutoff on; the cost
+            then grows like the number of atoms. A cutoff beyond the cluster changes nothing.
 
     Reference:
         R. Drautz (2019), Atomic cluster expansion for accurate and transferable interatomic
@@ -68,8 +71,11 @@ class LocalDensityField(nn.Module):
         spread: float = 0.4,
         reach: float = 6.0,
         noise_scale: float = 0.08,
+        cutoff: float | None = None,
     ) -> None:
         super().__init__()
+        if cutoff is not None and not cutoff > core:
+            raise ValueError(f"cutoff = {cutoff} must be larger than core = {core}, or None")
         if max_degree < 1 or n_hidden < 1 or n_channels < 1:
             raise ValueError(
                 f"the local-density field needs max_degree, n_hidden and n_channels of at least 1, "
@@ -78,6 +84,7 @@ class LocalDensityField(nn.Module):
         self.n_channels, self.max_degree = n_channels, max_degree
         self.softening = SOFTENING * core
         self.noise_scale = noise_scale
+        self.cutoff = cutoff
         n_densities = n_channels * (max_degree + 1)
         self.basis = WarpedBumps(n_radial, core, spread, reach)
         self.radial = nn.Linear(n_radial, n_densities, bias=False)
@@ -114,14 +121,14 @@ class LocalDensityField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity of each configuration at its time."""
-        layout = PairLayout.of(positions)
+        layout = pair_layout(positions, self.cutoff)
         geometry = self.pair_geometry(positions, layout)
         basis = self.basis(geometry.distances)
-        densities = self.densities(self.radial(basis), geometry, layout)
+        densities = self.densities(switched(self.radial(basis), geometry), geometry, layout)
         modulation = self.modulate(times)
         nodes = self.node_features(densities, modulation)
         projections = self.projections(densities, geometry, layout)
-        edges = self.edge_activations(basis, projections, nodes, modulation, layout)
+        edges = self.edge_activations(basis, projections, nodes, modulation, geometry, layout)
         pair_factors = self.pair_factors(edges, nodes, modulation, layout)
         return self.velocity(times, positions, pair_factors, nodes, densities, geometry, layout)
 
@@ -139,7 +146,13 @@ class LocalDensityField(nn.Module):
         softened = softened_length(distances, self.softening)
         directions = vectors / softened.unsqueeze(-1)
         by_degree = [harmonics(directions, degree) for degree in range(self.max_degree + 1)]
-        return PairGeometry(vectors, distances, softened, by_degree)
+        if isinstance(layout, AllPairs):
+            return PairGeometry(vectors, distances, softened, by_degree)
+        assert self.cutoff is not None
+        switch, slope = switch_with_derivative(distances, self.cutoff)
+        real = layout.real.to(distances)
+        switches = ((real * switch).unsqueeze(-1), (real * slope).unsqueeze(-1))
+        return PairGeometry(vectors, distances, softened, by_degree, switches)
 
     def densities(
         self,
@@ -199,6 +212,7 @@ class LocalDensityField(nn.Module):
         projections: Tensor,
         nodes: NodeFeatures,
         modulation: TimeModulation,
+        geometry: PairGeometry,
         layout: PairLayout,
     ) -> EdgeActivations:
         """Activations of the edge perceptron, symmetric in the two ends."""
@@ -206,7 +220,7 @@ class LocalDensityField(nn.Module):
         linear = linear + layout.sum_ends(nodes.embedding)
         first = linear * (1 + modulation.edge_scale) + modulation.edge_shift
         second = self.edge_hidden(silu(first))
-        return EdgeActivations(first, second, silu(second))
+        return EdgeActivations(first, second, switched(silu(second), geometry))
 
     def pair_factors(
         self,

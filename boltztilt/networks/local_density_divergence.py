@@ -14,9 +14,9 @@ part that is even in i and j (the stretched edge), one through the far atom's de
 changes along Y(u_ij) only, and one through the centre's A_i. Sums over the edges of an atom are
 taken before anything is multiplied by the derivatives of its density.
 
-Tensors on the dense layout are `(batch, centre, other, ...)`: the centre is the atom that moves,
-the other one the far end of its edge. Their diagonal counts nothing, because vectors and harmonics
-vanish there.
+Tensors of edges are `(batch, centre, edge, ...)`: the centre is the atom that moves, and each of
+its edges leads to another atom. Edges that are padding, as the diagonal of all pairs is, count
+nothing, because vectors and harmonics vanish there.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import silu
 
-from boltztilt.geometry import pair_indices
 from boltztilt.networks.local_density_features import (
     DENSITY_SCALE,
     EdgeActivations,
     NodeFeatures,
     PairGeometry,
     TimeModulation,
+    switched,
 )
-from boltztilt.networks.pair_layout import PairLayout
+from boltztilt.networks.pair_layout import PairLayout, pair_layout
 
 if TYPE_CHECKING:
     from boltztilt.networks.local_density import LocalDensityField
@@ -55,9 +56,9 @@ class PairRates(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """Vectors centre - other, their harmonics by degree, and r_a Y_m, zero on the diagonal."""
+    """Vectors centre - other, their harmonics by degree, and r_a Y_m, zero for padding."""
 
-    vectors: Float[Tensor, "batch atoms atoms 3"]
+    vectors: Float[Tensor, "batch atoms edges 3"]
     harmonics: list[Tensor]
     outer: list[Tensor]
 
@@ -65,9 +66,9 @@ class Surroundings(NamedTuple):
 class PulledBack(NamedTuple):
     """Gates of the centre pulled back to the embeddings and projections on an edge, and both."""
 
-    inputs: Float[Tensor, "batch atoms atoms hidden"]
-    embedding: Float[Tensor, "batch atoms atoms hidden"]
-    projections: Float[Tensor, "batch atoms atoms densities"]
+    inputs: Float[Tensor, "batch atoms edges hidden"]
+    embedding: Float[Tensor, "batch atoms edges hidden"]
+    projections: Float[Tensor, "batch atoms edges densities"]
 
 
 def velocity_and_divergence(
@@ -76,33 +77,33 @@ def velocity_and_divergence(
     positions: Float[Tensor, "batch atoms dims"],
 ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
     """The field's velocity, as `forward` gives it, and the trace of its Jacobian."""
-    layout = PairLayout.of(positions)
+    layout = pair_layout(positions, field.cutoff)
     geometry = field.pair_geometry(positions, layout)
     basis, basis_slope = field.basis.with_derivative(geometry.distances)
-    radial, radial_slope = field.radial(basis), field.radial(basis_slope)
+    radial, radial_slope = switched_radial(field.radial(basis), field.radial(basis_slope), geometry)
     densities = field.densities(radial, geometry, layout)
     modulation = field.modulate(times)
     nodes = field.node_features(densities, modulation)
     projections = field.projections(densities, geometry, layout)
-    edges = field.edge_activations(basis, projections, nodes, modulation, layout)
+    edges = field.edge_activations(basis, projections, nodes, modulation, geometry, layout)
     factors = field.pair_factors(edges, nodes, modulation, layout)
     velocity = field.velocity(times, positions, factors, nodes, densities, geometry, layout)
 
     n_dims = positions.shape[-1]
-    slopes = edge_slopes(edges, modulation)
+    slopes = edge_slopes(edges, modulation, geometry)
     node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
     gates = field.output + modulation.gates + nodes.gates
     rates = pair_rates(field, radial, radial_slope, geometry)
     stretched = stretched_inputs(field, basis_slope, projections, rates, geometry)
-    dense = DenseLayout(positions)
-    around = surroundings(geometry, dense)
-    pulled = pull_back_to_centres(field, gates, slopes, dense)
-    own = own_density_rates(field, rates, around, dense)
-    pull = pull_on_centres(field, pulled, edges, densities, around, dense)
+    around = surroundings(geometry, layout)
+    pulled = pull_back_to_centres(field, gates, slopes, layout)
+    own = own_density_rates(field, rates, around, layout)
+    pull = pull_on_centres(field, pulled, edges, densities, around, layout)
     divergence = (
         n_dims * (factors[0] + factors[1]).sum(-1)
         + _dot(pull_back(field, layout.sum_ends(gates), slopes), stretched)
-        + far_trace(field, pulled, node_slope, rates, densities, around, dense)
+        + switch_trace(edges, layout.sum_ends(gates), geometry)
+        + far_trace(field, pulled, node_slope, rates, densities, around, layout)
         + own_trace(field, own, pull * node_slope.unsqueeze(-2), densities)
         + projection_trace(field, own, pulled, around)
         + vector_trace(own[1], nodes, n_dims)
@@ -112,33 +113,11 @@ def velocity_and_divergence(
     return velocity, skip * n_free + scale * divergence
 
 
-class DenseLayout:
-    """Copies values of pairs i < j to all ordered (centre, other)."""
-
-    def __init__(self, positions: Float[Tensor, "batch atoms dims"]) -> None:
-        n_atoms, device = positions.shape[-2], positions.device
-        self.n_atoms = n_atoms
-        first, second = pair_indices(n_atoms, device)
-        index = torch.zeros(n_atoms, n_atoms, dtype=torch.long, device=device)
-        index[first, second] = index[second, first] = torch.arange(len(first), device=device)
-        self.index = index.flatten()
-        self.off_diagonal = 1 - torch.eye(n_atoms, dtype=positions.dtype, device=device)
-        self.sign = self.off_diagonal.triu() - self.off_diagonal.tril()
-
-    def copy(self, values: Float[Tensor, "batch pairs features"]) -> Tensor:
-        """Values at (centre, other), anything on the diagonal."""
-        return values.index_select(1, self.index).unflatten(1, (self.n_atoms, self.n_atoms))
-
-    def masked(self, values: Float[Tensor, "batch pairs features"], odd: bool) -> Tensor:
-        """Values with a zero diagonal; `odd` ones change sign with the direction."""
-        return self.copy(values) * (self.sign if odd else self.off_diagonal).unsqueeze(-1)
-
-
-def surroundings(geometry: PairGeometry, dense: DenseLayout) -> Surroundings:
+def surroundings(geometry: PairGeometry, layout: PairLayout) -> Surroundings:
     """The geometry of all edges as seen from every atom."""
-    vectors = dense.masked(geometry.vectors, odd=True)
+    vectors = layout.edges(geometry.vectors, odd=True)
     harmonics = [
-        dense.masked(harmonic, odd=degree % 2 == 1)
+        layout.edges(harmonic, odd=degree % 2 == 1)
         for degree, harmonic in enumerate(geometry.harmonics)
     ]
     outer = [(vectors.unsqueeze(-1) * harmonic.unsqueeze(-2)).flatten(3) for harmonic in harmonics]
@@ -187,10 +166,31 @@ def stretched_inputs(
 
 
 def edge_slopes(
-    edges: EdgeActivations, modulation: TimeModulation
+    edges: EdgeActivations, modulation: TimeModulation, geometry: PairGeometry
 ) -> tuple[Float[Tensor, "batch pairs hidden"], Float[Tensor, "batch pairs hidden"]]:
     """Derivatives of both layers of the edge perceptron with respect to their linear inputs."""
-    return silu_slope(edges.first) * (1 + modulation.edge_scale), silu_slope(edges.second)
+    first = silu_slope(edges.first) * (1 + modulation.edge_scale)
+    return first, switched(silu_slope(edges.second), geometry)
+
+
+def switched_radial(
+    radial: Tensor, slope: Tensor, geometry: PairGeometry
+) -> tuple[Float[Tensor, "batch pairs densities"], Float[Tensor, "batch pairs densities"]]:
+    """Radial functions and their derivatives under the switch of a cutoff."""
+    if geometry.switch is None:
+        return radial, slope
+    switch, switch_slope = geometry.switch
+    return radial * switch, slope * switch + radial * switch_slope
+
+
+def switch_trace(
+    edges: EdgeActivations, gates: Float[Tensor, "batch pairs hidden"], geometry: PairGeometry
+) -> Float[Tensor, "batch"] | float:
+    """What the switch of a cutoff itself adds to D phi of both ends as a pair stretches."""
+    if geometry.switch is None:
+        return 0.0
+    stretch = geometry.switch[1] * geometry.distances.unsqueeze(-1)
+    return _dot(stretch * silu(edges.second), gates)
 
 
 def pull_back(
@@ -204,10 +204,12 @@ def pull_back_to_centres(
     field: LocalDensityField,
     gates: Float[Tensor, "batch atoms hidden"],
     slopes: tuple[Tensor, Tensor],
-    dense: DenseLayout,
+    layout: PairLayout,
 ) -> PulledBack:
     """The gates of every centre pulled back along all its edges."""
-    inputs = pull_back(field, gates.unsqueeze(2), (dense.copy(slopes[0]), dense.copy(slopes[1])))
+    inputs = pull_back(
+        field, gates.unsqueeze(2), (layout.copies(slopes[0]), layout.copies(slopes[1]))
+    )
     weight = torch.cat([field.node_embedding.weight, field.edge_densities.weight], dim=1)
     embedding, projections = (inputs @ weight).split(
         [field.node_embedding.in_features, field.edge_densities.in_features], -1
@@ -222,19 +224,19 @@ def far_trace(
     rates: PairRates,
     densities: list[Tensor],
     around: Surroundings,
-    dense: DenseLayout,
+    layout: PairLayout,
 ) -> Float[Tensor, "batch"]:
     """Sum of <c, D a> through the invariants of the far atoms, whose A_j grow along Y(u_ji)."""
-    weights = (pulled.embedding * node_slope.unsqueeze(1)) @ field.node_input.weight
-    direct, *by_degree = weights.transpose(1, 2).split(field.n_channels, -1)
-    stretches = dense.copy(rates.stretch).split(field.n_channels, -1)
+    weights = (layout.reverse(pulled.embedding) * node_slope.unsqueeze(2)) @ field.node_input.weight
+    direct, *by_degree = weights.split(field.n_channels, -1)
+    stretches = layout.copies(rates.stretch).split(field.n_channels, -1)
     mixed = [
         stretch @ mixing
         for stretch, mixing in zip(
             rates.stretch.split(field.n_channels, -1), field.mixing, strict=True
         )
     ]
-    mixed_stretches = dense.copy(torch.cat(mixed, -1)).split(field.n_channels, -1)
+    mixed_stretches = layout.copies(torch.cat(mixed, -1)).split(field.n_channels, -1)
     total = _over_edges(around.harmonics[0], stretches[0] * direct).sum(dim=(1, 2, 3))
     for degree, (weight, harmonic) in enumerate(zip(by_degree, around.harmonics, strict=True)):
         on_mixed = _over_edges(harmonic, stretches[degree] * weight)
@@ -246,11 +248,11 @@ def far_trace(
 
 
 def own_density_rates(
-    field: LocalDensityField, rates: PairRates, around: Surroundings, dense: DenseLayout
+    field: LocalDensityField, rates: PairRates, around: Surroundings, layout: PairLayout
 ) -> list[Float[Tensor, "batch atoms axes_orders channels"]]:
     """dA_i/dx_i by degree, axes and orders in one index."""
-    alongs = dense.copy(rates.along).split(field.n_channels, -1)
-    acrosses = dense.copy(rates.across).split(field.n_channels, -1)
+    alongs = layout.copies(rates.along).split(field.n_channels, -1)
+    acrosses = layout.copies(rates.across).split(field.n_channels, -1)
     by_degree = []
     for degree, (along, across) in enumerate(zip(alongs, acrosses, strict=True)):
         own = _over_edges(around.outer[degree], along)
@@ -268,14 +270,14 @@ def pull_on_centres(
     edges: EdgeActivations,
     densities: list[Tensor],
     around: Surroundings,
-    dense: DenseLayout,
+    layout: PairLayout,
 ) -> Float[Tensor, "batch atoms 3 hidden"]:
     """What the hidden layer of a centre is multiplied by in the trace, for each axis it moves on.
 
     That is through its embedding, through its gates, and through the weights of its vectors.
     """
     embedding = _over_edges(around.vectors, pulled.inputs) @ field.node_embedding.weight
-    gates = _over_edges(around.vectors, dense.copy(edges.output)) @ field.node_gates.weight
+    gates = _over_edges(around.vectors, layout.copies(edges.output)) @ field.node_gates.weight
     vectors = densities[1].transpose(-1, -2) @ field.node_vectors.weight
     return embedding + gates + vectors
 
@@ -323,7 +325,7 @@ def silu_slope(values: Tensor) -> Tensor:
 
 
 def _over_edges(
-    left: Float[Tensor, "batch atoms atoms left"], right: Float[Tensor, "batch atoms atoms right"]
+    left: Float[Tensor, "batch atoms edges left"], right: Float[Tensor, "batch atoms edges right"]
 ) -> Float[Tensor, "batch atoms left right"]:
     """Sum over the other atom of the outer products of two features of an edge."""
     return left.transpose(-1, -2) @ right

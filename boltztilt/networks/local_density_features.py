@@ -15,12 +15,16 @@ DENSITY_SCALE = 0.3
 
 
 class PairGeometry(NamedTuple):
-    """Vectors x_i - x_j of all pairs i < j, their lengths and softened harmonics by degree."""
+    """Vectors x_i - x_j of pairs i < j, their lengths and softened harmonics by degree.
+
+    With a cutoff also the switch that fades a pair out and its derivative, zero for padding.
+    """
 
     vectors: Float[Tensor, "batch pairs 3"]
     distances: Float[Tensor, "batch pairs"]
     softened: Float[Tensor, "batch pairs"]
     harmonics: list[Tensor]
+    switch: tuple[Float[Tensor, "batch pairs 1"], Float[Tensor, "batch pairs 1"]] | None = None
 
 
 class NodeFeatures(NamedTuple):
@@ -48,3 +52,8 @@ class TimeModulation(NamedTuple):
     edge_scale: Float[Tensor, "batch 1 hidden"]
     edge_shift: Float[Tensor, "batch 1 hidden"]
     gates: Float[Tensor, "batch 1 hidden"]
+
+
+def switched(values: Float[Tensor, "batch pairs features"], geometry: PairGeometry) -> Tensor:
+    """Values that fade out with the distance of their pair, if there is a cutoff."""
+    return values if geometry.switch is None else values * geometry.switch[0]

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 BUMP_HALF_WIDTH = 2.8
 """Reach of a bump in units of the spacing: neighbours overlap smoothly, no value is denormal."""
 
+SWITCH_FROM = 0.8
+"""Share of a cutoff from which on pairs fade."""
+
 
 class WarpedBumps(nn.Module):
     """`n_radial` bumps (1 - (w - k)²/h²)³ in the warped distance w(d), zero beyond |w - k| = h.
@@ -53,3 +56,16 @@ class WarpedBumps(nn.Module):
         warped = self.slope * torch.asinh((distances - self.core) / self.spread)
         offsets = warped.unsqueeze(-1) - self.centres
         return offsets, (1 - (offsets / BUMP_HALF_WIDTH) ** 2).clamp(min=0)
+
+
+def switch_with_derivative(
+    distances: Float[Tensor, "batch pairs"], cutoff: float
+) -> tuple[Float[Tensor, "batch pairs"], Float[Tensor, "batch pairs"]]:
+    """A switch from 1 at `SWITCH_FROM` cutoff to 0 at the cutoff, and its derivative.
+
+    The polynomial 1 - 10 s³ + 15 s⁴ - 6 s⁵ has two continuous derivatives at both ends.
+    """
+    width = (1 - SWITCH_FROM) * cutoff
+    s = ((distances - SWITCH_FROM * cutoff) / width).clamp(0, 1)
+    value = 1 - s**3 * (10 - s * (15 - 6 * s))
+    return value, -30 * (s * (1 - s)) ** 2 / width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+
+FORWARD_MODE = threading.Lock()
+"""Forward-mode differentiation keeps its levels for the whole process: one thread at a time."""
 
 
 def brute_force_divergence(
@@ -27,7 +31,8 @@ def brute_force_divergence(
         for axis in range(positions.shape[2]):
             direction = torch.zeros_like(positions)
             direction[:, atom, axis] = 1.0
-            change = torch.func.jvp(at_time, (positions,), (direction,))[1]
+            with FORWARD_MODE:
+                change = torch.func.jvp(at_time, (positions,), (direction,))[1]
             divergence = divergence + change[:, atom, axis]
     return value, divergence
 
@@ -47,5 +52,6 @@ def hutchinson_divergence(
     """
     probe = torch.randint(0, 2, positions.shape, generator=generator, device=positions.device)
     probe = probe.to(positions.dtype) * 2 - 1
-    value, change = torch.func.jvp(lambda x: velocity(times, x), (positions,), (probe,))[:2]
+    with FORWARD_MODE:
+        value, change = torch.func.jvp(lambda x: velocity(times, x), (positions,), (probe,))[:2]
     return value, (probe * change).sum(dim=(-1, -2))

@@ -19,15 +19,23 @@ from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path, check_writable
 from boltztilt.report import plain, write_report
 from boltztilt.sampling.estimate import Estimate, log_mean_exp, weighted_mean
-from boltztilt.sampling.mcmc import mala
+from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, load_system
 
+SHORT_TRAJECTORY, LONG_TRAJECTORY = 3, 17
+"""Leapfrog steps: measured on LJ-55, where 200 steps of MALA leave four times the energy W2."""
+
 SUFFIXES = (".npz", ".dcd", ".xtc", ".pdb")
+PER_STRUCTURE = ("log_density", "path_log_weights", "groups")  # each None or (batch,)
 
 
 @dataclass(eq=False)
 class Ensemble:
-    """Structures drawn from a sampler, with their energies and exact log-densities.
+    """Structures drawn from a sampler, with their energies and exact weights.
+
+    Weights come from the density of the law that the structures were drawn from, or, where that
+    has none, from the path on which they were made.
 
     Attributes:
         positions: `(batch, atoms, dims)` in the units of the system, on the CPU.
@@ -36,6 +44,11 @@ class Ensemble:
             not computed.
         system: what was sampled.
         info: how they were made: seed, n_steps, solver, wall_time (s), n_energy, ...
+        path_log_weights: log-weights of the paths on which the structures were made, in place of
+            a log-density: their exponentials have the mean Z, `(batch,)`, float64.
+        groups: the number of the group each structure belongs to, `(batch,)`; structures of one
+            group depend on each other, groups do not, and errors are those over groups. None: all
+            structures are independent.
     """
 
     positions: Tensor
@@ -43,29 +56,47 @@ class Ensemble:
     log_density: Tensor | None
     system: System
     info: dict[str, Any] = field(default_factory=dict)
+    path_log_weights: Tensor | None = None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.positions = self.positions.detach().cpu()
         self.energies = self.energies.detach().cpu().double()
         if self.log_density is not None:
             self.log_density = self.log_density.detach().cpu().double()
+        if self.path_log_weights is not None:
+            self.path_log_weights = self.path_log_weights.detach().cpu().double()
+        if self.groups is not None:
+            self.groups = self.groups.cpu().long()
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
         expected = (len(self.energies), self.system.n_atoms, self.system.n_dims)
         if tuple(self.positions.shape) != expected:
             raise ValueError(
                 f"positions of shape {tuple(self.positions.shape)} given for {len(self)} energies "
                 f"of {self.system.name}; expected {expected}"
             )
-        if self.log_density is not None and self.log_density.shape != self.energies.shape:
-            raise ValueError(
-                f"log_density has shape {tuple(self.log_density.shape)}; expected ({len(self)},)"
-            )
+        for name in PER_STRUCTURE:
+            values = getattr(self, name)
+            if values is not None and values.shape != self.energies.shape:
+                raise ValueError(f"{name} has shape {tuple(values.shape)}; expected ({len(self)},)")
+        if self.log_density is not None and self.path_log_weights is not None:
+            raise ValueError("weights come from log_density or path_log_weights: give one of them")
 
     def __len__(self) -> int:
         return len(self.energies)
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the structures carry weights, by density or by path."""
+        return self.log_density is not None or self.path_log_weights is not None
+
+    @property
     def log_weights(self) -> Float64[Tensor, "batch"]:
-        """log w = -U - log q, not normalised; -inf where the energy is not finite."""
+        """log w = -U - log q or that of the path, not normalised; -inf where U is not finite."""
+        if self.path_log_weights is not None:
+            return torch.where(torch.isfinite(self.energies), self.path_log_weights, -math.inf)
         if self.log_density is None:
             raise ValueError(
                 "this ensemble has no log-density, hence no weights: sample with the density "
@@ -84,7 +115,11 @@ class Ensemble:
 
     @property
     def n_effective(self) -> float:
-        """Kish's effective number of samples, (sum w)² / sum w²."""
+        """Kish's effective number of samples, (sum w)² / sum w².
+
+        It counts how even the weights are and nothing else: structures of one group may have
+        common ancestors. `n_independent` sees that.
+        """
         return 1.0 / float(self.weights.square().sum())
 
     @property
@@ -93,14 +128,32 @@ class Ensemble:
         return self.n_effective / len(self)
 
     @property
+    def n_groups(self) -> int:
+        """How many independent groups there are: all structures, where no groups are given."""
+        return len(self) if self.groups is None else len(self.groups.unique())
+
+    @property
+    def n_independent(self) -> float:
+        """var U / (error of <U>)²: as many independent structures would tell <U> as well.
+
+        At most the number of structures. Its own relative error is about sqrt(2 / groups); of a
+        single group it is NaN.
+        """
+        mean = self.mean_energy()
+        if not mean.error > 0:  # also where it is NaN
+            return math.nan
+        squares = torch.where(self.weights > 0, self.energies - mean.value, 0.0).square()
+        return min(float((self.weights * squares).sum()) / mean.error**2, float(len(self)))
+
+    @property
     def log_z(self) -> Estimate:
         """log of the configuration integral of exp(-U), as log mean w, with its bootstrap error."""
-        return log_mean_exp(self.log_weights)
+        return log_mean_exp(self.log_weights, groups=self.groups)
 
     @property
     def elbo(self) -> Estimate:
         """Mean of log w: a lower bound of log Z, short of it by KL(q | target)."""
-        return weighted_mean(self.log_weights)
+        return weighted_mean(self.log_weights, groups=self.groups)
 
     def mean(
         self,
@@ -117,55 +170,66 @@ class Ensemble:
                 f"each of the {len(self)} structures"
             )
         weights = self.weights if weighted else None
-        return weighted_mean(values.double(), weights, n_bootstrap, seed)
+        return weighted_mean(values.double(), weights, n_bootstrap, seed, self.groups)
 
     def mean_energy(self, weighted: bool = True) -> Estimate:
         """The average energy in kT."""
-        return weighted_mean(self.energies, self.weights if weighted else None)
+        weights = self.weights if weighted else None
+        return weighted_mean(self.energies, weights, groups=self.groups)
 
     def resample(self, n: int | None = None, seed: int = 0) -> Ensemble:
         """`n` structures drawn by weight: equally weighted, repeated where the weight is large.
 
         Systematic resampling: a structure of weight w appears floor(n w) or floor(n w) + 1 times.
         Errors of averages over the result ignore the repetitions; take them before resampling.
-
-        Reference: Kitagawa (1996), Monte Carlo filter and smoother, doi:10.2307/1390750.
         """
         n = len(self) if n is None else n
         if n < 1:
             raise ValueError(f"n is {n}; resample at least 1 structure")
-        offset = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        comb = (torch.arange(n, dtype=torch.float64) + offset) / n
-        cumulative = self.weights.cumsum(0)
-        chosen = torch.searchsorted(cumulative / cumulative[-1], comb).clamp(max=len(self) - 1)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = systematic_resampling(self.weights[None], n, generator)[0]
         info = {**self.info, "resampled_from": len(self), "resample_seed": seed}
         info["n_distinct"] = len(chosen.unique())
-        return Ensemble(self.positions[chosen], self.energies[chosen], None, self.system, info)
+        groups = None if self.groups is None else self.groups[chosen]
+        return Ensemble(
+            self.positions[chosen], self.energies[chosen], None, self.system, info, groups=groups
+        )
 
     def refine(
         self, n_steps: int, seed: int = 0, step_size: float | None = None, batch_size: int = 4096
     ) -> Ensemble:
-        """The structures after `n_steps` MALA steps at the target; the law has no log-density.
+        """The structures after `n_steps` leapfrog steps of Hamiltonian Monte Carlo at the target.
 
-        Energy evaluations are added to `info["n_energy"]`. The step size adapts, starting from
-        `step_size`, a length (default: base_std / 50).
+        Each step costs one evaluation of energy and force, as one of MALA does, but trajectories
+        of several steps carry further: short ones first, which leave overlaps and adapt the step
+        size, then longer ones. The law of the result has no log-density. Energy evaluations are
+        added to `info["n_energy"]`. The step size starts from `step_size`, a length (default:
+        base_std / 50).
         """
         potential = CountedPotential(self.system.potential)
         generator = torch.Generator().manual_seed(seed)
         step_size = self.system.base_std / 50 if step_size is None else step_size
         states = []
         for batch in self.positions.split(batch_size):
-            states.append(mala(potential, batch, n_steps, step_size, generator))
-            step_size = states[-1].step_size
+            acceptances = []
+            for n_trajectories, n_leapfrog in refinement(n_steps):
+                state = hmc(potential, batch, n_trajectories, step_size, n_leapfrog, generator)
+                batch, step_size = state.positions, state.step_size
+                acceptances.append(state.acceptance)
+            states.append(state)
         n_energy = int(self.info.get("n_energy", 0)) + potential.n_energy
-        acceptance = sum(state.acceptance for state in states) / len(states)
-        refined = {"mala_steps": n_steps, "mala_acceptance": acceptance, "mala_seed": seed}
+        refined = {
+            "refine_steps": n_steps,
+            "refine_acceptance": acceptances[-1],
+            "refine_seed": seed,
+        }
         return Ensemble(
             torch.cat([state.positions for state in states]),
             torch.cat([state.energies for state in states]),
             None,
             self.system,
             {**self.info, **refined, "n_energy": n_energy},
+            groups=self.groups,
         )
 
     @classmethod
@@ -176,15 +240,14 @@ class Ensemble:
         names = {ensemble.system.name for ensemble in ensembles}
         if len(names) > 1:
             raise ValueError(f"cannot join ensembles of different systems: {sorted(names)}")
-        densities = [e.log_density for e in ensembles if e.log_density is not None]
-        if len(densities) not in (0, len(ensembles)):
-            raise ValueError("cannot join ensembles with and without log-density")
         return cls(
             torch.cat([ensemble.positions for ensemble in ensembles]),
             torch.cat([ensemble.energies for ensemble in ensembles]),
-            torch.cat(densities) if densities else None,
+            _joined("log_density", [ensemble.log_density for ensemble in ensembles]),
             ensembles[0].system,
             _joined_info([ensemble.info for ensemble in ensembles]),
+            _joined("path_log_weights", [ensemble.path_log_weights for ensemble in ensembles]),
+            _joined("groups", _numbered_apart([ensemble.groups for ensemble in ensembles])),
         )
 
     def report(self) -> dict[str, Any]:
@@ -197,10 +260,14 @@ class Ensemble:
             **self.info,
             "energy_raw": self.mean_energy(weighted=False),
         }
-        if self.log_density is not None:
+        if self.groups is not None:
+            report["n_groups"] = self.n_groups
+        if self.has_weights:
             report["energy_reweighted"] = self.mean_energy()
             report["ess"] = self.ess
             report["n_effective"] = self.n_effective
+            if self.groups is not None:
+                report["n_independent"] = self.n_independent
             report["log_z"] = self.log_z
             report["elbo"] = self.elbo
         return report
@@ -226,8 +293,12 @@ class Ensemble:
 
     def _save_numbers(self, path: Path) -> None:
         arrays = {"positions": self.positions.numpy(), "energies": self.energies.numpy()}
-        if self.log_density is not None:
-            arrays["log_density"] = self.log_density.numpy()
+        arrays |= {
+            name: values.numpy()
+            for name in PER_STRUCTURE
+            if (values := getattr(self, name)) is not None
+        }
+        if self.has_weights:
             arrays["log_weights"] = self.log_weights.numpy()
         arrays["system"] = np.array(self.system.name)
         arrays["info"] = np.array(json.dumps(plain(self.info)))
@@ -240,13 +311,14 @@ class Ensemble:
         arrays = read_arrays(path, ("positions", "energies", "system", "info"))
         if system is None:
             system = load_system(str(arrays["system"]))
-        density = arrays.get("log_density")
+        kept = {name: torch.as_tensor(arrays[name]) for name in PER_STRUCTURE if name in arrays}
         return cls(
             torch.as_tensor(arrays["positions"]),
             torch.as_tensor(arrays["energies"]),
-            None if density is None else torch.as_tensor(density),
+            kept.pop("log_density", None),
             system,
             json.loads(str(arrays["info"])),
+            **kept,
         )
 
 
@@ -278,14 +350,49 @@ def read_arrays(path: str | Path, required: Sequence[str]) -> dict[str, np.ndarr
     return arrays
 
 
+def _joined(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts in one tensor; None where every part is."""
+    present = [part for part in parts if part is not None]
+    if len(present) not in (0, len(parts)):
+        raise ValueError(f"cannot join ensembles with and without {name.replace('_', '-')}")
+    return torch.cat(present) if present else None
+
+
+def _numbered_apart(groups: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same groups, numbered so that no two ensembles share a number."""
+    apart: list[Tensor | None] = []
+    first = 0
+    for each in groups:
+        apart.append(None if each is None else each + first)
+        first += 0 if each is None else int(each.max()) + 1
+    return apart
+
+
 def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Settings that all share, sums of costs, and the list of seeds."""
     joined = {
         key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)
     }
-    for cost in ("n_energy", "wall_time"):
+    for cost in ("n_energy", "wall_time", "n_ancestors"):
         if any(cost in info for info in infos):
             joined[cost] = sum(info.get(cost, 0) for info in infos)
     if any("seed" in info for info in infos):
         joined["seed"] = [info.get("seed") for info in infos]
     return joined
+
+
+def refinement(n_steps: int) -> list[tuple[int, int]]:
+    """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
+
+    A third of the steps go to short trajectories; what the long ones leave over is one more.
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps is {n_steps}; refine with at least 1 step")
+    n_short = n_steps // 3 // SHORT_TRAJECTORY
+    left = n_steps - n_short * SHORT_TRAJECTORY
+    stages = [
+        (n_short, SHORT_TRAJECTORY),
+        (left // LONG_TRAJECTORY, LONG_TRAJECTORY),
+        (1, left % LONG_TRAJECTORY),
+    ]
+    return [(number, length) for number, length in stages if number > 0 and length > 0]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 
@@ -19,6 +19,8 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """The value rounded where its error begins, such as `-43.06 ± 0.05`."""
+        if math.isnan(self.error):
+            return f"{self.value:.4g} ± unknown"
         if not math.isfinite(self.error) or self.error <= 0:
             return f"{self.value:.4g} ± {self.error:.2g}"
         exponent = math.floor(math.log10(self.error))
@@ -32,7 +34,9 @@ def bootstrap(
 ) -> Estimate:
     """The statistic of all `n` samples and its standard deviation over resampled indices.
 
-    `statistic` maps indices into the samples to a scalar. Without replicas the error is NaN.
+    `statistic` maps indices into the samples to a scalar. The factor sqrt(n / (n - 1)) makes the
+    error of a plain mean unbiased in the square. Without replicas, or of a single sample, the
+    error is NaN.
 
     Reference: Efron (1979), Bootstrap methods: another look at the jackknife,
         doi:10.1214/aos/1176344552.
@@ -42,10 +46,10 @@ def bootstrap(
     replicas = [
         float(statistic(torch.randint(n, (n,), generator=generator))) for _ in range(n_bootstrap)
     ]
-    error = (
-        float(torch.tensor(replicas, dtype=torch.float64).std()) if n_bootstrap > 1 else math.nan
-    )
-    return Estimate(value, error)
+    if n_bootstrap < 2 or n < 2:
+        return Estimate(value, math.nan)
+    spread = float(torch.tensor(replicas, dtype=torch.float64).std())
+    return Estimate(value, spread * math.sqrt(n / (n - 1)))
 
 
 def weighted_mean(
@@ -53,28 +57,45 @@ def weighted_mean(
     weights: Float64[Tensor, "batch"] | None = None,
     n_bootstrap: int = 200,
     seed: int = 0,
+    groups: Int64[Tensor, "batch"] | None = None,
 ) -> Estimate:
     """The self-normalised mean sum(w f) / sum(w), with its bootstrap error.
 
-    Samples of zero weight do not count, whatever their value: it may be infinite.
+    Samples of zero weight do not count, whatever their value: it may be infinite. Samples of one
+    group may depend on each other; whole groups are then resampled for the error.
     """
     if weights is None:
         weights = torch.ones_like(values)
     products = torch.where(weights > 0, values, 0.0) * weights
+    sums, totals = group_sums(products, groups), group_sums(weights, groups)
     return bootstrap(
-        lambda index: products[index].sum() / weights[index].sum(), len(values), n_bootstrap, seed
+        lambda index: sums[index].sum() / totals[index].sum(), len(sums), n_bootstrap, seed
     )
 
 
 def log_mean_exp(
-    log_values: Float64[Tensor, "batch"], n_bootstrap: int = 200, seed: int = 0
+    log_values: Float64[Tensor, "batch"],
+    n_bootstrap: int = 200,
+    seed: int = 0,
+    groups: Int64[Tensor, "batch"] | None = None,
 ) -> Estimate:
-    """log of the mean of exp(log_values), with its bootstrap error."""
+    """log of the mean of exp(log_values), with its bootstrap error, over groups if given."""
     shift = log_values.max()
     if not torch.isfinite(shift):
         return Estimate(float(shift), math.nan)
     scaled = (log_values - shift).exp()
+    sums, sizes = group_sums(scaled, groups), group_sums(torch.ones_like(scaled), groups)
     estimate = bootstrap(
-        lambda index: scaled[index].mean().log(), len(log_values), n_bootstrap, seed
+        lambda index: (sums[index].sum() / sizes[index].sum()).log(), len(sums), n_bootstrap, seed
     )
     return Estimate(estimate.value + float(shift), estimate.error)
+
+
+def group_sums(
+    values: Float64[Tensor, "batch"], groups: Int64[Tensor, "batch"] | None
+) -> Float64[Tensor, "groups"]:
+    """The sum over each group; every sample is its own group where none are given."""
+    if groups is None:
+        return values
+    labels, index = groups.unique(return_inverse=True)
+    return torch.zeros(len(labels), dtype=values.dtype).index_add(0, index, values)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -14,13 +15,25 @@ from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
 from boltztilt.geometry import remove_mean
+from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
+from boltztilt.networks.compilation import compiled
+from boltztilt.parallel import in_threads, share_size
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.flow import FlowResult, integrate, integrate_dopri5, warped_grid
+from boltztilt.sampling.flow import (
+    FlowResult,
+    Rates,
+    Velocity,
+    integrate,
+    integrate_dopri5,
+    warped_grid,
+)
 from boltztilt.systems.system import System, load_system
 
-DEFAULT_STEPS = 20
-DEFAULT_BATCH = 500
+DEFAULT_STEPS = 14
+WORTH_COMPILING = 1.5e7
+"""Solver steps times pairs of atoms from which on compilation pays."""
+
 SOLVERS = ("rk4", "dopri5")
 Progress = Callable[[int, int], None]
 
@@ -32,12 +45,16 @@ class Sampler:
         system: what is sampled.
         field: velocity network with `forward` and `velocity_and_divergence`.
         metadata: recipe, seed, energy evaluations, wall time (s), hardware and versions.
+        compile: compile the field with torch.compile; None does so when there is enough work for
+            the gain to exceed the minute that compilation takes.
     """
 
     def __init__(self, system: System, field: nn.Module, metadata: dict[str, Any]) -> None:
         self.system = system
         self.field = field.eval().requires_grad_(False)
         self.metadata = metadata
+        self.compile: bool | None = None
+        self._compiled: dict[bool, _Rates] = {}
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +75,8 @@ class Sampler:
 
         Args:
             n_steps: RK4 steps on the warped grid (ignored by the adaptive solver).
-            batch_size: structures integrated at once; changes memory, and results by rounding.
+            batch_size: structures integrated at once, by default as many as a processor's caches
+                or half of the free GPU memory hold; changes results by rounding only.
             with_density: compute the exact log-density, hence weights and ESS.
             solver: "rk4" or "dopri5".
             progress: called with the numbers of structures done and wanted.
@@ -108,14 +126,17 @@ class Sampler:
         """Root-mean-square change of log q - log p when the steps are halved, on `n` base draws.
 
         The ensemble tells the seed and the steps; its first `n` structures are drawn again with
-        twice as many steps and their log-weights compared.
+        twice as many steps and their log-weights compared. The mean is weighted: a structure with
+        overlapping atoms, whose huge energy changes with every digit, weighs nothing.
         """
         steps = n_steps or ensemble.info.get("n_steps") or DEFAULT_STEPS
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
-        difference = finer.log_weights - ensemble.log_weights[:n]
+        weights = ensemble.log_weights[:n]
+        difference = finer.log_weights - weights
         finite = torch.isfinite(difference)
-        return float(difference[finite].square().mean().sqrt()) if finite.any() else math.nan
+        squares = weights[finite].softmax(0) * difference[finite].square()
+        return float(squares.sum().sqrt()) if finite.any() else math.nan
 
     def _same_start(self, ensemble: Ensemble, n: int, n_steps: int) -> Ensemble:
         """The first `n` structures of an ensemble, integrated again with other steps."""
@@ -138,27 +159,65 @@ class Sampler:
         backward: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """End points and changes of log q in batches, on the CPU."""
+        if solver not in SOLVERS:
+            raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
+        at_once = batch_size or structures_at_once(self.system.n_atoms, self.device)
+        settings = (n_steps, with_density, solver, backward, self.device)
+        rates = self._rates(len(starts) * n_steps, solver)
+        if rates.compiled:  # one size of batch, for which code compiles once
+            tasks = [
+                partial(_flow_padded, rates, part, at_once, *settings)
+                for part in starts.split(at_once)
+            ]
+        else:
+            size = share_size(len(starts), at_once, self.device)
+            tasks = [partial(_flow, rates, part, *settings) for part in starts.split(size)]
         results = []
         done = 0
-        for batch in starts.split(batch_size or DEFAULT_BATCH):
-            result = self._flow(batch.to(self.device), n_steps, with_density, solver, backward)
-            results.append(FlowResult(result.positions.cpu(), result.log_density_change.cpu()))
-            done += len(batch)
+        for result in in_threads(tasks, self.device, first_alone=True):
+            results.append(result)
+            done += len(result.positions)
             if progress is not None:
                 progress(done, len(starts))
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
 
-    def _flow(
-        self, batch: Tensor, n_steps: int, with_density: bool, solver: str, backward: bool
-    ) -> FlowResult:
-        if solver == "rk4":
-            times = warped_grid(n_steps)
-            return integrate(self.field, batch, times.flip(0) if backward else times, with_density)
-        if solver == "dopri5":
-            ends = (1.0, 0.0) if backward else (0.0, 1.0)
-            return integrate_dopri5(self.field, batch, *ends, with_density)
-        raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
+    def _rates(self, n_steps: int, solver: str) -> _Rates:
+        """The field as the solver calls it, compiled where that pays for the work ahead."""
+        n_pairs = self.system.n_atoms * (self.system.n_atoms - 1) / 2
+        wanted = n_pairs * n_steps > WORTH_COMPILING if self.compile is None else self.compile
+        wanted = wanted and solver == "rk4"
+        if wanted not in self._compiled:
+            exact: Any = self.field
+            self._compiled[wanted] = _Rates(
+                compiled(self.field, self.field, wanted),
+                compiled(exact.velocity_and_divergence, self.field, wanted),
+                wanted,
+            )
+        return self._compiled[wanted]
+
+    def transferred(self, system: System, **network: Any) -> Sampler:
+        """The same weights for another system, such as a cluster of another size.
+
+        Densities stay exact, so that the effective sample size tells how far the transfer carries.
+
+        Args:
+            network: settings of the network that change, such as `cutoff=3.0`.
+
+        Raises:
+            ValueError: the weights do not fit the network that these settings describe.
+        """
+        settings = {**self.metadata.get("recipe", {}).get("network", {}), **network}
+        field = build_network(settings, system).to(self.device)
+        try:
+            field.load_state_dict(self.field.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights trained for {self.system.name!r} do not fit {system.name!r}: {error}"
+            ) from error
+        recipe = {**self.metadata.get("recipe", {}), "network": settings}
+        changed = {"system": system.name, "transferred_from": self.system.name, "recipe": recipe}
+        return Sampler(system, field, {**self.metadata, **changed})
 
     def save(self, path: str | Path) -> None:
         """Writes weights and metadata as safetensors."""
@@ -200,6 +259,45 @@ def sample(name: str | Path, n: int, seed: int = 0, **settings: Any) -> Ensemble
     Further settings are those of `Sampler.sample`.
     """
     return Sampler.load(name).sample(n, seed=seed, **settings)
+
+
+class _Rates(NamedTuple):
+    """A field as a solver calls it: its velocity, and that with its divergence."""
+
+    velocity: Velocity
+    velocity_and_divergence: Rates
+    compiled: bool
+
+    def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
+        return self.velocity(times, positions)
+
+
+def _flow(
+    rates: _Rates,
+    batch: Tensor,
+    n_steps: int,
+    with_density: bool,
+    solver: str,
+    backward: bool,
+    device: torch.device,
+) -> FlowResult:
+    """A batch carried along the flow on the device of the field, and brought back."""
+    batch = batch.to(device)
+    if solver == "rk4":
+        times = warped_grid(n_steps)
+        result = integrate(rates, batch, times.flip(0) if backward else times, with_density)
+    else:
+        ends = (1.0, 0.0) if backward else (0.0, 1.0)
+        result = integrate_dopri5(rates, batch, *ends, with_density)
+    return FlowResult(result.positions.cpu(), result.log_density_change.cpu())
+
+
+def _flow_padded(rates: _Rates, batch: Tensor, size: int, *settings: Any) -> FlowResult:
+    """The same for a batch filled up to a size with copies of its first structure."""
+    n = len(batch)
+    filled = torch.cat([batch, batch[:1].expand(size - n, -1, -1)])
+    result = _flow(rates, filled, *settings)
+    return FlowResult(result.positions[:n], result.log_density_change[:n])
 
 
 def _weights_and_system(target: str | Path) -> tuple[Path, System | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,11 @@ class Bridge(NamedTuple):
     positions: Float[Tensor, "batch atoms dims"]
     rates: Float[Tensor, "batch atoms dims"]
     weights: Float[Tensor, "batch"]
+
+    def split(self, size: int) -> Iterator[Bridge]:
+        """The same points in parts of at most `size`."""
+        parts = zip(*(values.split(size) for values in self), strict=True)
+        return (Bridge(*part) for part in parts)
 
 
 def draw_times(

@@ -63,9 +63,16 @@ def climb(
     recipe: Recipe,
     chains: Chains,
     device: torch.device,
+    carried: Float[Tensor, "batch atoms dims"] | None = None,
 ) -> Rung:
-    """The next rung above level `a`, whose step keeps the recipe's conditional ESS."""
-    particles, log_density = draw_particles(field, base, a, recipe, chains, device)
+    """The next rung above level `a`, whose step keeps the recipe's conditional ESS.
+
+    `carried` are samples of rho_a that take the place of fresh rollouts of the field.
+    """
+    if carried is None:
+        particles, log_density = draw_particles(field, base, a, recipe, chains, device)
+    else:
+        particles, log_density = carried, base.log_density(carried)
     reward = rewards(chains.potential, base, particles)
     finite = torch.isfinite(reward)
     prior = torch.zeros_like(reward)

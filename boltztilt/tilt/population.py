@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
+from boltztilt.hardware import structures_at_once
+from boltztilt.parallel import in_threads, share_size
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.mcmc import hmc, mala, random_walk
+from boltztilt.sampling.resampling import systematic_resampling
 
-ROLLOUT_BATCH = 1024
 LEAPFROG_STEPS = 20
 
 
@@ -65,12 +68,12 @@ def rollouts(
 ) -> tuple[Float[Tensor, "batch atoms dims"], Float64[Tensor, "batch"]]:
     """End points of the flow from fresh base draws, and their log-densities (zero without)."""
     starts = base.sample(n, generator).to(device)
-    ends, log_density = [], []
-    for batch in starts.split(ROLLOUT_BATCH):
-        result = integrate(field, batch, warped_grid(n_steps), with_density)
-        ends.append(result.positions)
-        log_density.append(base.log_density(batch) + result.log_density_change)
-    return torch.cat(ends), torch.cat(log_density)
+    size = share_size(n, structures_at_once(base.n_atoms, device), device)
+    times = warped_grid(n_steps)
+    tasks = [partial(integrate, field, part, times, with_density) for part in starts.split(size)]
+    results = list(in_threads(tasks, device, first_alone=True))
+    change = torch.cat([result.log_density_change for result in results])
+    return torch.cat([result.positions for result in results]), base.log_density(starts) + change
 
 
 def rewards(
@@ -87,9 +90,5 @@ def resample(
     generator: torch.Generator,
 ) -> Float[Tensor, "batch atoms dims"]:
     """As many positions, drawn by weight with systematic resampling."""
-    cumulative = weights.double().cpu().cumsum(0)
-    n = len(positions)
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    comb = (torch.arange(n, dtype=torch.float64) + offset) / n
-    chosen = torch.searchsorted(cumulative / cumulative[-1], comb).clamp(max=n - 1)
+    chosen = systematic_resampling(weights.double().cpu()[None], len(positions), generator)[0]
     return positions[chosen.to(positions.device)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.sampling.base import Gaussian
@@ -14,7 +16,7 @@ from boltztilt.tilt.ladder import Rung
 from boltztilt.tilt.objectives import explicit_target, implicit_target, squared_error
 from boltztilt.tilt.recipe import Recipe
 
-GRID_POWERS = (1.7, 2.3)
+GRID_POWERS = (1.4, 1.8)
 """Range of the power of `warped_grid` on which likelihoods are integrated while training."""
 
 
@@ -63,26 +65,46 @@ def tilting_loss(
     return (bridge.times * squared_error(predicted, target)).mean()
 
 
+def draw_grid(n_steps: int, generator: torch.Generator) -> Float64[Tensor, "times"]:
+    """Falling times of a few steps for a likelihood.
+
+    Their power is drawn anew for each update, so that the field cannot learn to live off the error
+    of one grid.
+    """
+    low, high = GRID_POWERS
+    power = low + (high - low) * float(torch.rand(1, generator=generator))
+    return warped_grid(n_steps, power).flip(0)
+
+
 def likelihood_loss(
     field: Velocity,
     rates: Rates,
     particles: Float[Tensor, "batch atoms dims"],
     base: Gaussian,
-    n_steps: int,
-    generator: torch.Generator,
+    times: Float64[Tensor, "times"],
 ) -> Tensor:
     """Mean of -log q(x1), the exact density of the flow, whose minimum is the law of the particles.
 
-    The flow is followed back to the base in a few Runge-Kutta steps. Their grid is drawn anew each
-    time, so that the field cannot learn to live off the error of one grid.
+    The flow is followed back to the base in Runge-Kutta steps over the given, falling times.
 
     Reference: R. T. Q. Chen et al. (2018), Neural ordinary differential equations, section 4,
     https://arxiv.org/abs/1806.07366
     """
-    low, high = GRID_POWERS
-    power = low + (high - low) * float(torch.rand(1, generator=generator))
-    backward = runge_kutta(field, rates, particles, warped_grid(n_steps, power).flip(0))
+    backward = runge_kutta(field, rates, particles, times)
     return -(base.log_density(backward.positions) - backward.log_density_change).mean()
+
+
+def anchor_loss(
+    field: Velocity, old_field: Velocity, bridge: Bridge, smallest_noise: float
+) -> Tensor:
+    """Distance between two fields, ∫ |b̂ - b|² / (1-t) dt, at the times of `draw_times`.
+
+    It bounds the relative entropy ∫ t/(1-t) |b̂ - b|² dt and, unlike it, counts early times fully.
+    """
+    with torch.no_grad():
+        old = old_field(bridge.times, bridge.positions)
+    error = squared_error(field(bridge.times, bridge.positions), old)
+    return -math.log(smallest_noise) * error.mean()
 
 
 def refuse_explicit_on_singular_core(rung: Rung) -> None:

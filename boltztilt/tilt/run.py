@@ -7,22 +7,24 @@ import csv
 import dataclasses
 import io
 import math
-import platform
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import boltztilt
 from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
+from boltztilt.hardware import hardware, structures_at_once
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
+from boltztilt.parallel import in_threads, n_workers, share_size
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.interpolant import Bridge
@@ -31,7 +33,9 @@ from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import (
+    anchor_loss,
     draw_bridge,
+    draw_grid,
     likelihood_loss,
     matching_loss,
     refuse_explicit_on_singular_core,
@@ -57,6 +61,9 @@ LOG_COLUMNS = (
 DENSITY_COST = 3
 """About how many evaluations of the field its velocity with divergence costs."""
 
+EVALUATIONS_PER_STEP = 10
+"""About how many evaluations of the field autograd keeps for a step with its log-density."""
+
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
 
@@ -64,11 +71,18 @@ BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
 
 
+class Share(NamedTuple):
+    """One part of a loss: its factor and how it is computed."""
+
+    factor: float
+    loss: partial[Tensor]
+
+
 @dataclass(frozen=True)
 class TrainingStatus:
     """Where a training run stands; passed to the progress callback after every update.
 
-    `loss` is the mean squared error of the velocity, in the stage "likelihood" the mean -log q.
+    `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor.
     `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
     """
 
@@ -124,6 +138,7 @@ class TrainingRun:
             "seconds": 0.0,
         }
         self.rows: list[list[Any]] = []
+        self.seen: set[Any] = set()
         self.clock = time.monotonic()
         self.last_checkpoint = self.clock
 
@@ -155,14 +170,20 @@ class TrainingRun:
         fraction = self.recipe.matching_fraction
         matching = int((step + 1) * fraction) > int(step * fraction)
         if matching:
-            ones = torch.ones(len(rung.matching), device=self.device)
-            loss = matching_loss(self.velocity, self._bridge(rung.matching, ones))
+            losses = self._matching_losses(rung.matching)
         else:
             objective = self._objective(rung)
             weights = rung.scaled_rewards if objective == "etm" else rung.weights
-            bridge = self._bridge(rung.particles, weights)
-            loss = tilting_loss(self.velocity, self.old_velocity, bridge, rung, objective)
-        self._descend(loss, self.recipe.learning_rate)
+            losses = [
+                Share(
+                    share,
+                    partial(
+                        tilting_loss, self.velocity, self.old_velocity, bridge, rung, objective
+                    ),
+                )
+                for share, bridge in self._bridges(rung.particles, weights)
+            ]
+        self._descend(losses, self.recipe.learning_rate)
         if self._stage_done():
             self._finish_rung(rung)
 
@@ -184,34 +205,53 @@ class TrainingRun:
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
         decayed = min(1.0, max(left, 0.01))
         if self.progress["stage"] == "likelihood":
-            self._descend(self._likelihood_loss(), recipe.likelihood_rate * decayed)
+            self._descend(self._likelihood_losses(), recipe.likelihood_rate * decayed)
         else:
-            ones = torch.ones(len(self.particles), device=self.device)
-            loss = matching_loss(self.velocity, self._bridge(self.particles, ones))
-            self._descend(loss, recipe.learning_rate * decayed)
+            losses = self._matching_losses(self.particles)
+            self._descend(losses, recipe.learning_rate * decayed)
 
     def _start_likelihood(self) -> None:
         """Continues from the averaged field, with a new optimiser, where the recipe wants it."""
         if self.recipe.likelihood_steps:
             self.field.load_state_dict(self.average.state_dict())
+            self.old_field.load_state_dict(self.average.state_dict())
             self.optimiser = FieldOptimiser(self.field, self.recipe)
             self.progress.update(stage="likelihood", stage_step=0)
 
-    def _likelihood_loss(self) -> Tensor:
+    def _likelihood_losses(self) -> list[Share]:
+        """Mean -log q of some particles, and the distance to the field before this stage."""
         recipe = self.recipe
         size = (recipe.likelihood_batch,)
         chosen = torch.randint(len(self.particles), size, generator=self.generator)
-        return likelihood_loss(
-            self.velocity,
-            self.rates,
-            self.particles[chosen.to(self.device)],
-            self.system.base,
-            recipe.likelihood_solver_steps,
-            self.generator,
-        )
+        times = draw_grid(recipe.likelihood_solver_steps, self.generator)
+        evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
+        at_once = structures_at_once(self.system.n_atoms, self.device, evaluations)
+        at_once //= n_workers(self.device)
+        losses = []
+        for part in chosen.split(share_size(len(chosen), at_once, self.device)):
+            particles = self.particles[part.to(self.device)]
+            base = self.system.base
+            loss = partial(likelihood_loss, self.velocity, self.rates, particles, base, times)
+            losses.append(Share(len(part) / len(chosen), loss))
+        if recipe.likelihood_anchor > 0:
+            ones = torch.ones(len(self.particles), device=self.device)
+            fields = (self.velocity, self.old_velocity)
+            for share, bridge in self._bridges(self.particles, ones):
+                distance = partial(anchor_loss, *fields, bridge, recipe.smallest_noise)
+                losses.append(Share(share * recipe.likelihood_anchor, distance))
+        return losses
 
-    def _bridge(self, particles: Tensor, weights: Tensor) -> Bridge:
-        return draw_bridge(
+    def _matching_losses(self, particles: Tensor) -> list[Share]:
+        """Flow matching on equally weighted particles."""
+        ones = torch.ones(len(particles), device=self.device)
+        return [
+            Share(share, partial(matching_loss, self.velocity, bridge))
+            for share, bridge in self._bridges(particles, ones)
+        ]
+
+    def _bridges(self, particles: Tensor, weights: Tensor) -> list[tuple[float, Bridge]]:
+        """The batch of one update in parts for the workers, with their shares of the batch."""
+        whole = draw_bridge(
             particles,
             weights,
             self.system.base,
@@ -220,15 +260,19 @@ class TrainingRun:
             self.recipe,
             self.generator,
         )
+        size = self.recipe.batch_size
+        at_once = structures_at_once(self.system.n_atoms, self.device)
+        parts = whole.split(share_size(size, at_once, self.device))
+        return [(len(part.times) / size, part) for part in parts]
 
-    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+    def _descend(self, losses: list[Share], learning_rate: float) -> None:
+        """One update down the gradient of the sum of the losses."""
         progress = self.progress
         n_taken, n_warmup = progress["n_updates"], self.recipe.warmup_steps
         if progress["stage"] == "likelihood":
             n_taken, n_warmup = progress["stage_step"], min(n_warmup, LIKELIHOOD_WARMUP)
         warm = min(1.0, (n_taken + 1) / max(n_warmup, 1))
-        loss.backward()
-        value = float(loss.detach())
+        value = self._gather_gradients(losses)
         if not self.optimiser.step(learning_rate * warm):
             progress["n_skipped"] += 1
         decay = self.recipe.average_decay
@@ -238,6 +282,20 @@ class TrainingRun:
         memory = 0.98 if n_taken > 0 else 0.0
         if math.isfinite(value):
             progress["loss"] = memory * progress["loss"] + (1 - memory) * value
+
+    def _gather_gradients(self, losses: list[Share]) -> float:
+        """Adds up the gradients of all losses, and returns their sum."""
+        tasks = [partial(_gradient, share, self.optimiser.parameters) for share in losses]
+        kinds = {share.loss.func for share in losses}
+        # a function compiles on its first call, and only one thread may do that
+        results = in_threads(tasks, self.device) if kinds <= self.seen else [t() for t in tasks]
+        self.seen |= kinds
+        total = 0.0
+        for value, gradients in results:
+            total += value
+            for parameter, gradient in zip(self.optimiser.parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return total
 
     def _stage_steps(self) -> int:
         """Updates of the current rung, or of the stage after the ladder."""
@@ -250,6 +308,7 @@ class TrainingRun:
 
     def _start_rung(self) -> Rung:
         self.old_field.load_state_dict(self.average.state_dict())
+        fresh = self.progress["rung"] % self.recipe.rungs_per_rollout == 0
         rung = climb(
             self.old_velocity,
             self.system.base,
@@ -257,6 +316,7 @@ class TrainingRun:
             self.recipe,
             self.chains,
             self.device,
+            carried=None if fresh else self.particles,
         )
         if self.recipe.objective == "etm":
             refuse_explicit_on_singular_core(rung)
@@ -273,16 +333,18 @@ class TrainingRun:
         progress["a"] = rung.new_a
         progress["rung"] += 1
         progress["stage_step"] = 0
+        self.particles = rung.matching
         if progress["a"] >= 1.0:
             progress["stage"] = "polish"
-            self.particles = rung.matching
         self.rung = None
 
     def _refresh_particles(self, refreshment: int) -> None:
         """Moves the particles along their chains, or starts them anew from rollouts."""
         recipe = self.recipe
         steps = recipe.polish_chain_steps
-        if refreshment % recipe.polish_rollout_every == 0:
+        matching = self.progress["stage"] == "polish"
+        every = recipe.polish_rollout_every
+        if matching and every > 0 and refreshment % every == 0:
             self.old_field.load_state_dict(self.average.state_dict())
             self.particles, _ = rollouts(
                 self.old_velocity,
@@ -426,18 +488,16 @@ class TrainingRun:
         return Sampler(self.system, copy.deepcopy(self.average), metadata)
 
 
+def _gradient(share: Share, parameters: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
+    """A part of the loss and its gradient, zero for parameters that it does not depend on."""
+    with torch.enable_grad():
+        loss = share.factor * share.loss()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return float(loss.detach()), list(gradients)
+
+
 def state_path(folder: Path) -> Path:
     return folder / "checkpoint" / "state.pt"
-
-
-def hardware(device: torch.device) -> str:
-    """The processor and the threads in use, or the name of the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _to(values: dict[str, Any], device: torch.device) -> dict[str, Any]:

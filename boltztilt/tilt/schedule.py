@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-SMALLEST_STEP = 1e-12
-N_BISECTIONS = 60
+SMALLEST_STEP = 1e-30
+N_BISECTIONS = 80
 
 
 def conditional_ess(

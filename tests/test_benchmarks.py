@@ -1,0 +1,182 @@
+"""The benchmarks: every script explains itself, its smallest run works, and its formulas hold."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from boltztilt.analysis.reference import Reference
+from boltztilt.networks.egnn import EGNN
+from boltztilt.sampling.divergence import brute_force_divergence
+from boltztilt.systems.system import load_system
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SHARED = ("conditions", "measurement")
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script with the given words, as the command line would, and returns what it prints."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    n_threads = torch.get_num_threads()
+
+    def call(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    """The functions of a script."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+@pytest.fixture
+def dw4_reference(tmp_path, generator):
+    """Structures in the format of a reference; no samples of the target."""
+    system = load_system("dw4")
+    positions = system.base.sample(40, generator)
+    energies = system.potential.energy(positions).double()
+    return Reference(positions, energies, system).save(tmp_path / "reference.npz")
+
+
+def figures(text, name):
+    """The columns of the first row that begins with a name."""
+    (line, *_) = [line for line in text.splitlines() if line.startswith(name)]
+    return line[len(name) :].split()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_the_command_and_the_docstring(name, run, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run(name, "--help")
+    text = capsys.readouterr().out
+    assert f"python benchmarks/{name}.py" in text
+    assert "--seed" in text
+
+
+def test_density_cost_compares_with_the_velocity_and_the_exact_field(run):
+    small = ("-n", 1, "--sizes", 3, "--turns", 1, "--width", 8, "--layers", 1)
+    text = run("density_cost", *small, "--threads", 1)
+    assert figures(text, "field: velocity ")[-2] == "1.0"
+    assert figures(text, "field: velocity and divergence")[-1] == "1"
+    assert float(figures(text, "EGNN: D products one by one")[-1]) > 0
+
+
+def test_products_together_are_the_exact_divergence(benchmark_module):
+    torch.manual_seed(0)
+    egnn = EGNN([0] * 4, 8, 2)
+    for parameter in egnn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    point = (torch.rand(3), torch.randn(3, 4, 3))
+    together = benchmark_module("density_cost")["velocity_and_divergence"]
+    value, divergence = together(egnn, 5, *point)
+    expected, trace = brute_force_divergence(egnn, *point)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(divergence, trace)
+
+
+def test_cost_against_size_prints_an_exponent(run):
+    words = ("-n", 1, "--sizes", 3, 4, 5, "--turns", 1, "--no-memory", "--threads", 1)
+    assert "±" in figures(run("cost_against_size", *words), "all pairs, velocity ")
+
+
+def test_exponent_of_a_power_law(benchmark_module):
+    exponent = benchmark_module("cost_against_size")["exponent"]
+    sizes = [13, 38, 55, 147]
+    value, error = exponent(sizes, [3e-4 * n**1.7 for n in sizes])
+    assert value == pytest.approx(1.7)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_exponent_and_its_error_agree_with_numpy(benchmark_module):
+    sizes, times = [13, 38, 55, 147], [1.0, 9.0, 15.0, 170.0]
+    found = benchmark_module("cost_against_size")["exponent"](sizes, times)
+    slope, covariance = np.polyfit(np.log(sizes), np.log(times), 1, cov=True)
+    assert found.value == pytest.approx(slope[0])
+    assert found.error == pytest.approx(math.sqrt(covariance[0, 0]))
+
+
+def test_droplets_keep_their_density_and_their_distances(benchmark_module):
+    module = benchmark_module("measurement")
+    clusters = module["droplets"](4, 55, 0)
+    pairs = torch.pdist(clusters[0])
+    radius = (3 * 55 / (4 * math.pi * module["DENSITY"])) ** (1 / 3)
+    assert clusters.shape == (4, 55, 3)
+    assert pairs.min() > module["SHORTEST_PAIR"] - 1e-5
+    assert pairs.max() < 2 * radius
+
+
+def test_mcmc_budget_names_who_needs_how_long(run, dw4_reference):
+    words = ("dw4", "--reference", dw4_reference, "--first", 0.02, "--budgets", 1, "--seeds", 1)
+    text = run("mcmc_budget", *words, "--chains", 3, "--batch", 8, "--threads", 1)
+    assert float(figures(text, "sampler")[1]) == 8
+    assert "HMC, 3 chains reach it" in text
+    assert "training" in text
+
+
+def test_crossing_is_interpolated_on_logarithms(benchmark_module):
+    module = benchmark_module("mcmc_budget")
+    results = [module["Result"](t, 0, 1 / math.sqrt(t), 0) for t in (1.0, 4.0, 16.0)]
+    crossing, error = module["crossing"], lambda result: result.energy_error
+    assert crossing(results, 2.0, error) == "within 1 s"
+    assert crossing(results, 1 / math.sqrt(8), error) == "8 s"
+    assert crossing(results, 0.1, error) == "not within 16 s"
+
+
+def test_ablation_keeps_its_rows_and_refuses_other_conditions(run, dw4_reference, tmp_path):
+    out = tmp_path / "rows.json"
+    tiny = {"n_particles": 32, "polish_particles": 32, "batch_size": 16, "rollout_steps": 2}
+    words = ["dw4", "-n", 8, "--chains", 16, "--steps-per-rung", 1, "--recentring-steps", 1]
+    words += ["--minutes", 0.001, "--reference", dw4_reference, "--out", out, "--threads", 1]
+    words += ["--rows", "default", "--set", *(f"{key}={value}" for key, value in tiny.items())]
+    first = run("ablation", *words)
+    assert figures(first, "default")[0] == "only"
+    stored = json.loads(out.read_text())
+    assert set(stored["rows"]) == {"default"}
+    again = run("ablation", *words)
+    assert figures(again, "default") == figures(first, "default")
+    assert json.loads(out.read_text()) == stored
+    with pytest.raises(SystemExit, match="minutes"):
+        run("ablation", *words, "--minutes", 0.002)
+
+
+def test_gradient_variance_is_larger_for_weighted_flow_matching_at_small_steps(run):
+    text = run("gradient_variance", "dw4", "-n", 16, "--batches", 20, "--threads", 1)
+    ratios = [float(line.split()[-1]) for line in text.splitlines() if "WFM / ITM" in line]
+    assert ratios[0] > 5
+
+
+@pytest.mark.slow
+def test_ess_prints_every_yardstick(run, dw4_reference):
+    words = ("dw4", "-n", 40, "--chains", 40, "--reference", dw4_reference, "--threads", 1)
+    text = run("ess", *words)
+    for name in ("ESS, reverse", "<U> reweighted", "energy w2", "log Z, BAR", "4 short pairs"):
+        assert figures(text, name)
+
+
+@pytest.mark.slow
+def test_startup_times_both_commands(run):
+    text = run("startup", "dw4", "-n", 2, "--threads", 1)
+    assert float(figures(text, "boltztilt --help")[0]) > 0
+    assert float(figures(text, "boltztilt sample dw4 -n 2")[0]) > 0
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_structures(run):
+    text = run("memory", "--quick", "--threads", 1)
+    rows = [line.split() for line in text.splitlines() if line.startswith("lj13")]
+    few, many, smaller_batch = (int(row[-1]) for row in rows)
+    assert many < 1.3 * few
+    assert smaller_batch < few
