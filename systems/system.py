@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltztilt.energy import CallablePotential, Potential
-from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.base import BondGaussian, Gaussian
+from boltztilt.systems.molecule import Molecule
 
 if TYPE_CHECKING:
     import mdtraj
+    import openmm
+    import openmm.app
 
 POTENTIALS = {
     "double_well": "boltztilt.potentials.double_well:DoubleWell",
@@ -21,6 +24,9 @@ POTENTIALS = {
     "harmonic": "boltztilt.potentials.harmonic:Harmonic",
     "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
 }
+BASE_KINDS = ("isotropic", "bonds")
+MOLECULE_DEFAULTS = {"base_kind": "bonds", "base_std": 0.1, "nm_per_length": 1.0}
+"""Settings of molecules, in nm, that replace those of clusters."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,17 @@ class System:
         potential: a Potential, also when constructed with a plain function of positions
             `(batch, n_atoms, n_dims)` that returns energies `(batch,)`.
         n_atoms, n_dims: read from the potential, needed only when it is a plain function.
-        base_std: standard deviation of the Gaussian base.
+        base_std: standard deviation of the Gaussian base; of a bond along each axis if
+            `base_kind` is "bonds".
+        base_kind: "isotropic", or "bonds" for a Gaussian that holds bonded atoms together.
+        molecule: atoms and bonds, for systems that are a molecule.
         species: one integer per atom; atoms of equal species may be permuted.
         convention: the energy convention in words, printed in reports.
         element, nm_per_length: chemical element and length unit with which files are written.
         reference_energy: known moments of the energy, if any.
         recipe: the tables of the training recipe as written in the TOML file.
         source: the TOML file the system was loaded from; shipped weights lie beside it.
+        files: other files that the TOML file names, in the same folder.
     """
 
     name: str
@@ -55,6 +65,8 @@ class System:
     n_atoms: int = 0
     n_dims: int = 0
     base_std: float = 1.0
+    base_kind: str = "isotropic"
+    molecule: Molecule | None = None
     species: tuple[int, ...] = ()
     title: str = ""
     description: str = ""
@@ -64,6 +76,7 @@ class System:
     reference_energy: ReferenceMoments | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         potential = as_potential(self.potential, self.n_atoms, self.n_dims)
@@ -71,25 +84,81 @@ class System:
             "potential": potential,
             "n_atoms": potential.n_atoms,
             "n_dims": potential.n_dims,
-            "species": self.species or (0,) * potential.n_atoms,
         }
+        derived["species"] = self.species or self._default_species(potential)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         if len(self.species) != self.n_atoms:
             raise ValueError(
                 f"system {self.name!r}: {len(self.species)} species given for {self.n_atoms} atoms"
             )
+        if self.molecule is not None and self.molecule.n_atoms != self.n_atoms:
+            raise ValueError(
+                f"system {self.name!r}: the molecule has {self.molecule.n_atoms} atoms, its "
+                f"potential {self.n_atoms}"
+            )
+        if self.base_kind not in BASE_KINDS:
+            raise ValueError(
+                f"system {self.name!r}: base_kind = {self.base_kind!r} is unknown; choose one of "
+                f"{', '.join(BASE_KINDS)}"
+            )
+        if self.base_kind == "bonds" and self.molecule is None:
+            raise ValueError(
+                f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
+            )
         for name in ("base_std", "nm_per_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"system {self.name!r}: {name} must be positive")
 
+    def _default_species(self, potential: Potential) -> tuple[int, ...]:
+        """The roles of a molecule's atoms; all atoms of anything else are alike."""
+        if self.molecule is None:
+            return (0,) * potential.n_atoms
+        return self.molecule.roles(potential)
+
+    @classmethod
+    def from_openmm(
+        cls,
+        topology: "openmm.app.Topology",
+        system: "openmm.System",
+        temperature: float,
+        positions: Any,
+        name: str = "molecule",
+        **settings: Any,
+    ) -> "System":
+        """A molecule from OpenMM's own objects.
+
+        Args:
+            topology: elements, residues and bonds.
+            system: its forces, without constraints and virtual sites.
+            temperature: in kelvin.
+            positions: one structure of the molecule, a Quantity or numbers in nm.
+            settings: further attributes of the System, such as `recipe` or `title`.
+        """
+        from boltztilt.systems.openmm_molecules import molecule_from_openmm
+
+        made = molecule_from_openmm(topology, system, temperature, positions)
+        return cls(
+            name=name,
+            potential=made.potential,
+            molecule=made.molecule,
+            **{**MOLECULE_DEFAULTS, **settings},
+        )
+
     @cached_property
     def base(self) -> Gaussian:
         """The Gaussian base, on the zero-mean subspace when the potential is centered."""
+        if self.base_kind == "bonds":
+            assert self.molecule is not None
+            return BondGaussian(
+                self.n_atoms, self.n_dims, self.base_std, bonds=self.molecule.bonds
+            )
         return Gaussian(self.n_atoms, self.n_dims, self.base_std, self.potential.centered)
 
     def topology(self) -> "mdtraj.Topology":
         """Returns the mdtraj topology with which trajectories of the system are written."""
+        if self.molecule is not None:
+            return self.molecule.topology
         from boltztilt.export import cluster_topology
 
         return cluster_topology(self.n_atoms, self.element)
@@ -152,10 +221,12 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
     export = settings.pop("export", {})
     moments = settings.pop("reference_energy", None)
     try:
-        potential = _build_potential(settings.pop("potential", {}))
+        if "molecule" in settings:
+            settings = _with_molecule(settings, path.parent)
+        else:
+            settings["potential"] = _build_potential(settings.pop("potential", {}))
         return System(
             name=settings.pop("name", path.stem),
-            potential=potential,
             species=tuple(settings.pop("species", ())),
             reference_energy=ReferenceMoments(**moments) if moments else None,
             source=path,
@@ -164,6 +235,16 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the settings with the molecule and the potential that their [molecule] describes."""
+    from boltztilt.systems.openmm_molecules import molecule_from_table
+
+    if "potential" in settings:
+        raise ValueError("a system has either a [molecule] or a [potential], not both")
+    made = molecule_from_table(settings.pop("molecule"), folder)
+    return {**MOLECULE_DEFAULTS, **settings, **made._asdict()}
 
 
 def _build_potential(table: Mapping[str, Any]) -> Potential:

@@ -1,12 +1,13 @@
-"""The Gaussian every ensemble starts from."""
+"""The Gaussians that ensembles start from."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from boltztilt.geometry import remove_mean
@@ -51,4 +52,59 @@ class Gaussian:
         """Normalised log-density in float64."""
         squares = positions.double().square().sum(dim=(-1, -2))
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2)
+        return -squares / (2 * self.std**2) - normaliser
+
+
+@dataclass(frozen=True, eq=False)
+class BondGaussian(Gaussian):
+    """Gaussian that holds bonded atoms together, log rho_0 = -sum_bonds |x_i - x_j|² / 2 std² + c.
+
+    Bonds of a molecule without rings are independent vectors with the standard deviation `std` on
+    every axis, as those of an ideal chain. Always centred.
+
+    Args:
+        bonds: `(2, bonds)`, the bonded atoms; they must connect all atoms.
+    """
+
+    bonds: Int[Tensor, "2 bonds"] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.centered:
+            raise ValueError("a Gaussian of bonds is always centred: pass centered=True")
+        if bool((self._spectrum[0][1:] < 1e-9).any()):
+            raise ValueError(
+                "the bonds do not connect all atoms, and atoms without a way to each other have no "
+                "normalised Gaussian; use the isotropic base (base_kind = 'isotropic')"
+            )
+
+    @cached_property
+    def _spectrum(self) -> tuple[Float64[Tensor, "atoms"], Float64[Tensor, "atoms atoms"]]:
+        """Eigenvalues, the smallest zero, and eigenvectors of the graph's Laplacian."""
+        first, second = self.bonds.cpu()
+        difference = torch.zeros(len(first), self.n_atoms, dtype=torch.float64)
+        numbers = torch.arange(len(first))
+        difference[numbers, first], difference[numbers, second] = 1.0, -1.0
+        return torch.linalg.eigh(difference.T @ difference)
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """`n` independent draws on the generator's device."""
+        shape = (n, self.n_atoms - 1, self.n_dims)
+        noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+        values, vectors = self._spectrum
+        modes = vectors[:, 1:] / values[1:].sqrt()
+        return self.std * remove_mean(modes.to(noise) @ noise)
+
+    def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
+        """Normalised log-density in float64."""
+        first, second = self.bonds.to(positions.device)
+        wide = positions.double()
+        squares = (wide[:, first] - wide[:, second]).square().sum(dim=(-1, -2))
+        spread = 0.5 * self.n_dims * float(self._spectrum[0][1:].log().sum())
+        normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2) - spread
         return -squares / (2 * self.std**2) - normaliser
