@@ -76,6 +76,48 @@ class Molecule:
             within = further
         return distances
 
+    @cached_property
+    def environments(self) -> tuple[int, ...]:
+        """One integer per atom, different where elements and bonds around two atoms differ.
+
+        Colours are refined by those of the bonded neighbours until nothing changes.
+
+        Reference: H. L. Morgan (1965), J. Chem. Doc. 5, 107, https://doi.org/10.1021/c160017a018
+        """
+        neighbours = [row.nonzero().flatten().tolist() for row in self.bonded]
+        colours = list(self.elements)
+        while True:
+            seen = [(c, sorted(colours[k] for k in n)) for c, n in zip(colours, neighbours)]
+            numbers = {key: i for i, key in enumerate(sorted({repr(key) for key in seen}))}
+            refined = [numbers[repr(key)] for key in seen]
+            if len(set(refined)) == len(set(colours)):
+                return tuple(refined)
+            colours = refined
+
+    @cached_property
+    def stereocentres(self) -> Int[Tensor, "centres 4"]:
+        """Atoms with four different neighbours: the centre and three of these."""
+        centres = []
+        for centre, row in enumerate(self.bonded):
+            around = row.nonzero().flatten().tolist()
+            if len(around) == 4 and len({self.environments[atom] for atom in around}) == 4:
+                centres.append([centre, *around[:3]])
+        return torch.tensor(centres, dtype=torch.long).reshape(-1, 4)
+
+    def inverted_centres(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> Bool[Tensor, "batch centres"]:
+        """Whether each stereocentre has the other handedness than in `structure`."""
+        own = _signed_volumes(self.structure[None].to(positions), self.stereocentres)
+        return torch.sign(_signed_volumes(positions, self.stereocentres)) * torch.sign(own) < 0
+
+    def unmirrored(
+        self, positions: Float[Tensor, "batch atoms 3"]
+    ) -> tuple[Float[Tensor, "batch atoms 3"], Bool[Tensor, "batch"]]:
+        """The positions, reflected where the first stereocentre is inverted, and where that is."""
+        mirrored = self.inverted_centres(positions)[:, :1].any(dim=1)
+        return torch.where(mirrored[:, None, None], -positions, positions), mirrored
+
     def roles(self, potential: Potential) -> tuple[int, ...]:
         """One integer per atom, the same for atoms whose exchange leaves the energy unchanged.
 
@@ -103,3 +145,11 @@ class Molecule:
         same_neighbours = bool((self.bonded[first] == self.bonded[second])[others].all())
         has_neighbours = bool(self.bonded[first, others].any())
         return same_neighbours and has_neighbours and self.elements[first] == self.elements[second]
+
+
+def _signed_volumes(
+    positions: Float[Tensor, "batch atoms 3"], centres: Int[Tensor, "centres 4"]
+) -> Float[Tensor, "batch centres"]:
+    """The volume spanned by three neighbours of every centre, with a sign."""
+    arms = positions[:, centres[:, 1:]] - positions[:, centres[:, :1]]
+    return torch.linalg.det(arms)
