@@ -15,7 +15,7 @@ from boltztilt.energy import relative_reward
 from boltztilt.networks.perceptron import Perceptron
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
-from boltztilt.tilt.objectives import implicit_target, squared_error, tilt_weights
+from boltztilt.tilt.objectives import implicit_target, tilt_weights
 from boltztilt.tilt.schedule import choose_step
 
 CONDITIONAL_ESS = (0.99, 0.95, 0.9, 0.8, 0.5)
@@ -44,7 +44,8 @@ def gradient(network: Perceptron, bridge: Bridge, control_variate: float) -> Ten
     learned = network(bridge.times, bridge.positions)
     new = old + learned - learned.detach()
     target = implicit_target(old, new, bridge.rates, bridge.weights, control_variate)
-    loss = (bridge.times * squared_error(new, target)).mean()
+    errors = (new - target).square().sum(dim=(-1, -2))
+    loss = (bridge.times * errors).mean()
     return torch.cat([part.flatten() for part in torch.autograd.grad(loss, network.parameters())])
 
 

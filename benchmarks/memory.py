@@ -49,7 +49,7 @@ def matching_update(name: str, batch: int, seed: int) -> None:
     mirror = system.potential.mirror_symmetric
     bridge = draw_bridge(particles, ones, system.base, species, mirror, recipe, generator)
     optimiser = FieldOptimiser(field, recipe)
-    matching_loss(field, bridge).backward()
+    matching_loss(field, bridge, system.base).backward()
     optimiser.step(recipe.learning_rate)
 
 

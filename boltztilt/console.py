@@ -210,13 +210,20 @@ def system_rows(system: System) -> list[tuple[str, str]]:
         ("description", system.description),
         ("energy", system.convention),
         ("atoms", f"{system.n_atoms} in {system.n_dims} dimensions"),
-        ("base", f"Gaussian of standard deviation {system.base_std:g}"),
+        ("base", base_words(system)),
     ]
     moments = system.reference_energy
     if moments is not None:
         words = f"{moments.mean:.3f} ± {moments.error:.3f} kT, standard deviation {moments.sd:.2f}"
         rows.append(("reference <U>", words))
     return [(label, value) for label, value in rows if value]
+
+
+def base_words(system: System) -> str:
+    """The base of a system in words."""
+    if system.base_kind == "bonds":
+        return f"Gaussian of bonds, standard deviation {system.base_std:g} nm on each axis"
+    return f"Gaussian of standard deviation {system.base_std:g}"
 
 
 def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
@@ -233,6 +240,10 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         ]
     else:
         rows.append(("<U> raw", raw))
+    if "n_mirrored" in ensemble.info:
+        share = ensemble.info["n_mirrored"] / max(len(ensemble), 1)
+        error = (0.25 / max(len(ensemble), 1)) ** 0.5
+        rows.append(("mirrored", f"{share:.1%}, 50 ± {100 * error:.1f} % expected"))
     rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
     rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
     if "integration_error" in ensemble.info:

@@ -155,6 +155,16 @@ class System:
             )
         return Gaussian(self.n_atoms, self.n_dims, self.base_std, self.potential.centered)
 
+    @cached_property
+    def one_handed(self) -> bool:
+        """Whether samples are given in one of two mirror images with the same energy.
+
+        That is so for molecules with a stereocentre and a mirror-symmetric energy: bases and
+        fields are mirror symmetric too, and make both hands alike.
+        """
+        handed = self.molecule is not None and len(self.molecule.stereocentres) > 0
+        return handed and self.potential.mirror_symmetric
+
     def topology(self) -> "mdtraj.Topology":
         """Returns the mdtraj topology with which trajectories of the system are written."""
         if self.molecule is not None:

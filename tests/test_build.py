@@ -51,8 +51,9 @@ def test_translation_invariant_networks_are_refused_in_an_external_field(kind):
     assert isinstance(build_network({"kind": "perceptron"}, system(centered=False)), Perceptron)
 
 
-def test_different_atoms_need_the_network_that_tells_them_apart():
+def test_only_networks_for_different_atoms_tell_them_apart():
     mixed = system(species=(0, 1, 0))
-    with pytest.raises(ValueError, match="kind = 'egnn'"):
-        build_network({"kind": "local_density"}, mixed)
+    field = build_network({"kind": "local_density", "n_hidden": 8, "n_channels": 2}, mixed)
+    assert field.kinds.of_pair.tolist() == [1, 0, 1]
+    assert build_network({"kind": "local_density"}, system()).kinds is None
     assert isinstance(build_network({"kind": "egnn"}, mixed), EGNN)

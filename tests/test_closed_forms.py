@@ -215,9 +215,9 @@ def test_losses_are_stationary_at_the_exact_tilted_field(objective):
             particles, weights = rung.matching, torch.ones(len(rung.matching))
         bridge = draw_bridge(particles, weights, tilt.base, species, True, recipe, generator)
         if objective == "matching":
-            loss = matching_loss(field, bridge)
+            loss = matching_loss(field, bridge, tilt.base)
         else:
-            loss = tilting_loss(field, old, bridge, rung, objective)
+            loss = tilting_loss(field, old, bridge, tilt.base, rung, objective)
         return torch.autograd.grad(loss, field.shift)[0]
 
     def z_score(field):

@@ -87,7 +87,7 @@ def test_anchor_is_the_distance_between_two_fields(generator):
     positions /= positions.norm(dim=(1, 2), keepdim=True)
     times = draw_times(n, 1, smallest, generator)
     bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n))
-    distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, smallest)
+    distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, BASE, smallest)
     exact = 0.3**2 * -math.log(smallest)
     assert distance.item() == pytest.approx(exact, rel=1e-3)
     distance.backward()
@@ -132,37 +132,37 @@ def test_matching_loss_weighs_the_squared_error_by_time(generator):
         t * ((0.3 * x - rate) ** 2).sum()
         for t, x, rate in zip(bridge.times, bridge.positions, bridge.rates, strict=True)
     )
-    torch.testing.assert_close(matching_loss(Scaled(0.3), bridge), expected / 32)
+    torch.testing.assert_close(matching_loss(Scaled(0.3), bridge, BASE), expected / 32)
 
 
 def test_unit_weights_turn_weighted_flow_matching_into_flow_matching(generator):
     rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
     bridge = bridge._replace(weights=torch.ones(32))
-    weighted = tilting_loss(Scaled(0.3), Scaled(0.0), bridge, rung, "wfm")
-    torch.testing.assert_close(weighted, matching_loss(Scaled(0.3), bridge))
+    weighted = tilting_loss(Scaled(0.3), Scaled(0.0), bridge, BASE, rung, "wfm")
+    torch.testing.assert_close(weighted, matching_loss(Scaled(0.3), bridge, BASE))
 
 
 def test_unit_weights_leave_implicit_tilt_matching_at_the_old_field(generator):
     rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
     bridge = bridge._replace(weights=torch.ones(32))
-    assert tilting_loss(Scaled(0.3), Scaled(0.3), bridge, rung, "itm") < 1e-9
-    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, rung, "itm") > 0
+    assert tilting_loss(Scaled(0.3), Scaled(0.3), bridge, BASE, rung, "itm") < 1e-9
+    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, BASE, rung, "itm") > 0
 
 
 def test_zero_rewards_leave_explicit_tilt_matching_at_the_old_field(generator):
     rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
     baseline = float(rung.scaled_rewards.mean())
     bridge = bridge._replace(weights=torch.full((32,), baseline))
-    loss = tilting_loss(Scaled(0.3), Scaled(0.3), bridge, rung, "etm")
+    loss = tilting_loss(Scaled(0.3), Scaled(0.3), bridge, BASE, rung, "etm")
     assert loss < 1e-9
-    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, rung, "etm") > 1e-3
+    assert tilting_loss(Scaled(0.4), Scaled(0.3), bridge, BASE, rung, "etm") > 1e-3
 
 
 @pytest.mark.parametrize("objective", ["itm", "wfm", "etm"])
 def test_no_gradient_reaches_the_old_field(objective, generator):
     rung, bridge = rung_of(Harmonic(4, 2.0)), bridge_of(32, generator)
     new, old = Scaled(0.4), Scaled(0.3)
-    tilting_loss(new, old, bridge, rung, objective).backward()
+    tilting_loss(new, old, bridge, BASE, rung, objective).backward()
     assert new.scale.grad is not None
     assert old.scale.grad is None
 

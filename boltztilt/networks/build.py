@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from boltztilt.networks.atom_kinds import RESTING_WIDTHS, Pairing
 from boltztilt.networks.egnn import EGNN
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
@@ -32,7 +34,7 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
             return Perceptron(system.n_atoms, system.n_dims, **arguments)
         if kind == "egnn":
             return EGNN(system.species, **arguments)
-        return LocalDensityField(**arguments)
+        return LocalDensityField(**arguments, pairing=_pairing(system))
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
 
@@ -44,8 +46,16 @@ def _check_symmetries(kind: str, system: System) -> None:
             f"network {kind!r} does not change under translation but the potential of "
             f"{system.name!r} does; use kind = 'perceptron', or a potential with centered = True"
         )
-    if kind == "local_density" and len(set(system.species)) > 1:
-        raise ValueError(
-            f"the local-density field treats all atoms alike but {system.name!r} has species "
-            f"{sorted(set(system.species))}; use kind = 'egnn'"
-        )
+
+
+def _pairing(system: System) -> Pairing | None:
+    """What tells the atoms of a system apart, None if they are all alike."""
+    if len(set(system.species)) == 1:
+        return None
+    n_atoms, spreads = system.n_atoms, system.base.pair_spreads()
+    if system.molecule is None:
+        apart = torch.full((n_atoms, n_atoms), len(RESTING_WIDTHS))
+        return Pairing(system.species, spreads, apart, spreads)
+    distances = torch.cdist(system.molecule.structure, system.molecule.structure)
+    bonds = system.molecule.bond_distances(len(RESTING_WIDTHS))
+    return Pairing(system.species, distances, bonds, spreads)

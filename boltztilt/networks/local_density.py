@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from boltztilt.geometry import remove_mean
+from boltztilt.networks.atom_kinds import N_ZOOMED, AtomKinds, Pairing
 from boltztilt.networks.harmonics import gradient_tensor, harmonics, softened_length
 from boltztilt.networks.local_density_divergence import velocity_and_divergence
 from boltztilt.networks.local_density_features import (
@@ -32,7 +33,7 @@ from boltztilt.networks.time_features import TimeFeatures
 
 
 class LocalDensityField(nn.Module):
-    """Velocity of identical atoms that turns, reflects, shifts and permutes with them.
+    """Velocity of atoms that turns, reflects, shifts and, where they are alike, permutes with them.
 
     With u = (x_i - x_j) / softened distance, and learned radial functions R of the distance,
 
@@ -44,7 +45,9 @@ class LocalDensityField(nn.Module):
 
     The velocity is `skip(t) x + c(t) (v - mean v)`, where the skip is the exact field between two
     equal Gaussians and c(t) = (1-t) / sqrt((1-t)² + noise_scale²) switches the network off where
-    the data already are at rest. Two-dimensional positions are padded with zeros.
+    the data already are at rest. Two-dimensional positions are padded with zeros. Where atoms
+    differ, R is scaled by the kind of the pair and follows the noise (`AtomKinds`), and the
+    perceptrons are shifted by the kinds of atoms and of pairs.
 
     Args:
         n_hidden: width of the perceptrons of atoms and edges.
@@ -55,6 +58,7 @@ class LocalDensityField(nn.Module):
         noise_scale: amount of noise 1 - t below which the learned part fades.
         cutoff: pairs farther apart do not see each other, and fade from 0.8 cutoff on; the cost
             then grows like the number of atoms. A cutoff beyond the cluster changes nothing.
+        pairing: how the atoms differ; None if they are all alike.
 
     Reference:
         R. Drautz (2019), Atomic cluster expansion for accurate and transferable interatomic
@@ -72,6 +76,7 @@ class LocalDensityField(nn.Module):
         reach: float = 6.0,
         noise_scale: float = 0.08,
         cutoff: float | None = None,
+        pairing: Pairing | None = None,
     ) -> None:
         super().__init__()
         if cutoff is not None and not cutoff > core:
@@ -87,6 +92,8 @@ class LocalDensityField(nn.Module):
         self.cutoff = cutoff
         n_densities = n_channels * (max_degree + 1)
         self.basis = WarpedBumps(n_radial, core, spread, reach)
+        self.kinds = None if pairing is None else AtomKinds(pairing, n_hidden, n_densities)
+        n_radial += 0 if self.kinds is None else N_ZOOMED
         self.radial = nn.Linear(n_radial, n_densities, bias=False)
         self.mixing = nn.ParameterList(
             torch.randn(n_channels, n_channels) / math.sqrt(n_channels)
@@ -123,8 +130,9 @@ class LocalDensityField(nn.Module):
         """The velocity of each configuration at its time."""
         layout = pair_layout(positions, self.cutoff)
         geometry = self.pair_geometry(positions, layout)
-        basis = self.basis(geometry.distances)
-        densities = self.densities(switched(self.radial(basis), geometry), geometry, layout)
+        basis = self.radial_features(times, geometry, layout)
+        radial = self.scaled_by_kind(self.radial(basis), layout)
+        densities = self.densities(switched(radial, geometry), geometry, layout)
         modulation = self.modulate(times)
         nodes = self.node_features(densities, modulation)
         projections = self.projections(densities, geometry, layout)
@@ -153,6 +161,33 @@ class LocalDensityField(nn.Module):
         real = layout.real.to(distances)
         switches = ((real * switch).unsqueeze(-1), (real * slope).unsqueeze(-1))
         return PairGeometry(vectors, distances, softened, by_degree, switches)
+
+    def radial_features(
+        self, times: Tensor, geometry: PairGeometry, layout: PairLayout
+    ) -> Float[Tensor, "batch pairs features"]:
+        """Radial functions of all pairs, those that follow the noise behind the others."""
+        basis = self.basis(geometry.distances)
+        if self.kinds is None:
+            return basis
+        return torch.cat([basis, self.kinds.zoomed(times, geometry.distances, layout)[0]], -1)
+
+    def radial_features_with_derivative(
+        self, times: Tensor, geometry: PairGeometry, layout: PairLayout
+    ) -> tuple[Float[Tensor, "batch pairs features"], Float[Tensor, "batch pairs features"]]:
+        """The radial functions and their derivatives with respect to distance."""
+        basis, slope = self.basis.with_derivative(geometry.distances)
+        if self.kinds is None:
+            return basis, slope
+        zoomed, zoomed_slope = self.kinds.zoomed(times, geometry.distances, layout)
+        return torch.cat([basis, zoomed], -1), torch.cat([slope, zoomed_slope], -1)
+
+    def scaled_by_kind(
+        self, radial: Float[Tensor, "batch pairs densities"], layout: PairLayout
+    ) -> Float[Tensor, "batch pairs densities"]:
+        """What pairs contribute to densities, told apart by kind where atoms differ."""
+        if self.kinds is None:
+            return radial
+        return radial * self.kinds.density_scales[self.kinds.pairs(layout)]
 
     def densities(
         self,
@@ -184,6 +219,8 @@ class LocalDensityField(nn.Module):
             invariants.append((density * mixed).sum(-1) / (2 * degree + 1))
         linear = self.node_input(torch.cat(invariants, -1))
         pre_activation = linear * (1 + modulation.node_scale) + modulation.node_shift
+        if self.kinds is not None:
+            pre_activation = pre_activation + self.kinds.node_shifts[self.kinds.of_atom]
         hidden = silu(pre_activation)
         return NodeFeatures(
             pre_activation,
@@ -219,6 +256,8 @@ class LocalDensityField(nn.Module):
         linear = self.edge_radial(basis) + self.edge_densities(projections)
         linear = linear + layout.sum_ends(nodes.embedding)
         first = linear * (1 + modulation.edge_scale) + modulation.edge_shift
+        if self.kinds is not None:
+            first = first + self.kinds.edge_shifts[self.kinds.pairs(layout)]
         second = self.edge_hidden(silu(first))
         return EdgeActivations(first, second, switched(silu(second), geometry))
 
@@ -232,6 +271,9 @@ class LocalDensityField(nn.Module):
         """The factors of x_i - x_j in the velocity of atom i, and of x_j - x_i in that of j."""
         gates = self.output + modulation.gates + nodes.gates
         first, second = layout.ends(gates)
+        if self.kinds is not None:
+            of_kind = self.kinds.edge_gates[self.kinds.pairs(layout)]
+            first, second = first + of_kind, second + of_kind
         return (edges.output * first).sum(-1), (edges.output * second).sum(-1)
 
     def velocity(

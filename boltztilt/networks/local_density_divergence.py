@@ -79,8 +79,10 @@ def velocity_and_divergence(
     """The field's velocity, as `forward` gives it, and the trace of its Jacobian."""
     layout = pair_layout(positions, field.cutoff)
     geometry = field.pair_geometry(positions, layout)
-    basis, basis_slope = field.basis.with_derivative(geometry.distances)
-    radial, radial_slope = switched_radial(field.radial(basis), field.radial(basis_slope), geometry)
+    basis, basis_slope = field.radial_features_with_derivative(times, geometry, layout)
+    unswitched = field.scaled_by_kind(field.radial(basis), layout)
+    unswitched_slope = field.scaled_by_kind(field.radial(basis_slope), layout)
+    radial, radial_slope = switched_radial(unswitched, unswitched_slope, geometry)
     densities = field.densities(radial, geometry, layout)
     modulation = field.modulate(times)
     nodes = field.node_features(densities, modulation)
@@ -93,6 +95,7 @@ def velocity_and_divergence(
     slopes = edge_slopes(edges, modulation, geometry)
     node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
     gates = field.output + modulation.gates + nodes.gates
+    both_gates = gates_of_both_ends(field, gates, layout)
     rates = pair_rates(field, radial, radial_slope, geometry)
     stretched = stretched_inputs(field, basis_slope, projections, rates, geometry)
     around = surroundings(geometry, layout)
@@ -101,8 +104,8 @@ def velocity_and_divergence(
     pull = pull_on_centres(field, pulled, edges, densities, around, layout)
     divergence = (
         n_dims * (factors[0] + factors[1]).sum(-1)
-        + _dot(pull_back(field, layout.sum_ends(gates), slopes), stretched)
-        + switch_trace(edges, layout.sum_ends(gates), geometry)
+        + _dot(pull_back(field, both_gates, slopes), stretched)
+        + switch_trace(edges, both_gates, geometry)
         + far_trace(field, pulled, node_slope, rates, densities, around, layout)
         + own_trace(field, own, pull * node_slope.unsqueeze(-2), densities)
         + projection_trace(field, own, pulled, around)
@@ -111,6 +114,16 @@ def velocity_and_divergence(
     skip, scale = field.skip_and_scale(times)
     n_free = n_dims * (positions.shape[-2] - 1)
     return velocity, skip * n_free + scale * divergence
+
+
+def gates_of_both_ends(
+    field: LocalDensityField, gates: Float[Tensor, "batch atoms hidden"], layout: PairLayout
+) -> Float[Tensor, "batch pairs hidden"]:
+    """Sum of what the two ends of every pair multiply its activations by."""
+    ends = layout.sum_ends(gates)
+    if field.kinds is None:
+        return ends
+    return ends + 2 * field.kinds.edge_gates[field.kinds.pairs(layout)]
 
 
 def surroundings(geometry: PairGeometry, layout: PairLayout) -> Surroundings:
@@ -207,9 +220,11 @@ def pull_back_to_centres(
     layout: PairLayout,
 ) -> PulledBack:
     """The gates of every centre pulled back along all its edges."""
-    inputs = pull_back(
-        field, gates.unsqueeze(2), (layout.copies(slopes[0]), layout.copies(slopes[1]))
-    )
+    wide = gates.unsqueeze(2)
+    if field.kinds is not None:
+        of_kind = field.kinds.edge_gates[field.kinds.pairs(layout)].expand_as(slopes[0])
+        wide = wide + layout.copies(of_kind)
+    inputs = pull_back(field, wide, (layout.copies(slopes[0]), layout.copies(slopes[1])))
     weight = torch.cat([field.node_embedding.weight, field.edge_densities.weight], dim=1)
     embedding, projections = (inputs @ weight).split(
         [field.node_embedding.in_features, field.edge_densities.in_features], -1

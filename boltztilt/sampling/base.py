@@ -50,9 +50,18 @@ class Gaussian:
 
     def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
         """Normalised log-density in float64."""
-        squares = positions.double().square().sum(dim=(-1, -2))
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2)
-        return -squares / (2 * self.std**2) - normaliser
+        return -self.squared_norm(positions.double()) / 2 - normaliser
+
+    def squared_norm(
+        self, vectors: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch"]:
+        """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
+        return vectors.square().sum(dim=(-1, -2)) / self.std**2
+
+    def pair_spreads(self) -> Float[Tensor, "atoms atoms"]:
+        """Standard deviation of x_i - x_j on each axis."""
+        return 2**0.5 * self.std * (1 - torch.eye(self.n_atoms))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +111,20 @@ class BondGaussian(Gaussian):
 
     def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
         """Normalised log-density in float64."""
-        first, second = self.bonds.to(positions.device)
-        wide = positions.double()
-        squares = (wide[:, first] - wide[:, second]).square().sum(dim=(-1, -2))
         spread = 0.5 * self.n_dims * float(self._spectrum[0][1:].log().sum())
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2) - spread
-        return -squares / (2 * self.std**2) - normaliser
+        return -self.squared_norm(positions.double()) / 2 - normaliser
+
+    def squared_norm(
+        self, vectors: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch"]:
+        """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
+        first, second = self.bonds.to(vectors.device)
+        squares = (vectors[:, first] - vectors[:, second]).square().sum(dim=(-1, -2))
+        return squares / self.std**2
+
+    def pair_spreads(self) -> Float[Tensor, "atoms atoms"]:
+        """Standard deviation of x_i - x_j on each axis."""
+        values, vectors = self._spectrum
+        modes = vectors[:, 1:] / values[1:].sqrt()
+        return self.std * torch.cdist(modes, modes).float()

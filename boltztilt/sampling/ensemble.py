@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zipfile
@@ -86,6 +87,26 @@ class Ensemble:
 
     def __len__(self) -> int:
         return len(self.energies)
+
+    def unmirrored(self) -> Ensemble:
+        """The same structures in the handedness of the molecule's own structure.
+
+        Where a molecule's energy does not tell mirror images apart, neither does the law that the
+        structures were drawn from: reflecting those of the wrong hand doubles its density, and Z
+        is that of one hand. `info["n_mirrored"]` counts them. Other systems stay as they are.
+        """
+        if not self.system.one_handed:
+            return self
+        assert self.system.molecule is not None
+        positions, mirrored = self.system.molecule.unmirrored(self.positions)
+        density, path = self.log_density, self.path_log_weights
+        return dataclasses.replace(
+            self,
+            positions=positions,
+            log_density=None if density is None else density + math.log(2),
+            path_log_weights=None if path is None else path - math.log(2),
+            info={**self.info, "n_mirrored": int(mirrored.sum())},
+        )
 
     @property
     def has_weights(self) -> bool:

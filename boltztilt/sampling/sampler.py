@@ -99,9 +99,8 @@ class Sampler:
             "n_energy_training": self.metadata.get("n_energy"),
             "wall_time": time.monotonic() - started,
         }
-        return Ensemble(
-            positions, energies, log_density if with_density else None, self.system, info
-        )
+        density = log_density if with_density else None
+        return Ensemble(positions, energies, density, self.system, info).unmirrored()
 
     def log_density(
         self,
@@ -111,14 +110,22 @@ class Sampler:
         solver: str = "rk4",
         progress: Progress | None = None,
     ) -> Float64[Tensor, "batch"]:
-        """log q of given structures, by following the flow backwards to the base."""
+        """log q of given structures, by following the flow backwards to the base.
+
+        That is the law of `sample`: where molecules are given in one handedness, -inf for others.
+        """
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
         starts, change = self._transport(
             positions, n_steps, batch_size, True, solver, progress, backward=True
         )
-        return self.system.base.log_density(starts) - change
+        log_density = self.system.base.log_density(starts) - change
+        if not self.system.one_handed:
+            return log_density
+        assert self.system.molecule is not None
+        mirrored = self.system.molecule.unmirrored(positions.cpu())[1]
+        return torch.where(mirrored, -math.inf, log_density + math.log(2))
 
     def integration_error(
         self, ensemble: Ensemble, n: int = 256, n_steps: int | None = None
@@ -144,9 +151,8 @@ class Sampler:
         starts = self.system.base.sample(len(ensemble), generator)[:n]
         positions, change = self._transport(starts, n_steps, None, True, "rk4", None)
         energies = self.system.potential.energy(positions)
-        return Ensemble(
-            positions, energies, self.system.base.log_density(starts) + change, self.system
-        )
+        log_density = self.system.base.log_density(starts) + change
+        return Ensemble(positions, energies, log_density, self.system).unmirrored()
 
     def _transport(
         self,

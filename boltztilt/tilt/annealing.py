@@ -104,7 +104,7 @@ def anneal(
         "n_energy_pilot": n_energy_pilot,
         "wall_time": time.monotonic() - started,
     }
-    return ensemble
+    return ensemble.unmirrored()
 
 
 @dataclass(frozen=True)

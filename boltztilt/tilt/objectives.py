@@ -64,10 +64,5 @@ def explicit_target(
     return old + _wide(scaled_rewards - baseline) * (rates - old)
 
 
-def squared_error(predicted: Field, target: Field) -> PerSample:
-    """|predicted - target|² of each configuration."""
-    return (predicted - target).square().sum(dim=(-1, -2))
-
-
 def _wide(values: PerSample) -> Tensor:
     return values[:, None, None]

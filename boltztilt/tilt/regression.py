@@ -13,7 +13,7 @@ from boltztilt.sampling.flow import Rates, Velocity, runge_kutta, warped_grid
 from boltztilt.tilt.coupling import COUPLINGS
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 from boltztilt.tilt.ladder import Rung
-from boltztilt.tilt.objectives import explicit_target, implicit_target, squared_error
+from boltztilt.tilt.objectives import explicit_target, implicit_target
 from boltztilt.tilt.recipe import Recipe
 
 GRID_POWERS = (1.4, 1.8)
@@ -38,14 +38,19 @@ def draw_bridge(
     return interpolate(Pairs(starts, ends, weights[chosen].to(starts)), times.to(starts))
 
 
-def matching_loss(field: Velocity, bridge: Bridge) -> Tensor:
-    """Flow matching: mean of t |b̂ - İ|²."""
-    error = squared_error(field(bridge.times, bridge.positions), bridge.rates)
+def matching_loss(field: Velocity, bridge: Bridge, base: Gaussian) -> Tensor:
+    """Flow matching: mean of t |b̂ - İ|², in units of the spread of the base."""
+    error = base.squared_norm(field(bridge.times, bridge.positions) - bridge.rates)
     return (bridge.times * error).mean()
 
 
 def tilting_loss(
-    field: Velocity, old_field: nn.Module, bridge: Bridge, rung: Rung, objective: str
+    field: Velocity,
+    old_field: nn.Module,
+    bridge: Bridge,
+    base: Gaussian,
+    rung: Rung,
+    objective: str,
 ) -> Tensor:
     """The loss of a tilt step: "itm", "wfm" or "etm" with likelihood-weighted times.
 
@@ -53,7 +58,7 @@ def tilting_loss(
     """
     predicted = field(bridge.times, bridge.positions)
     if objective == "wfm":
-        error = bridge.weights * squared_error(predicted, bridge.rates)
+        error = bridge.weights * base.squared_norm(predicted - bridge.rates)
         return (bridge.times * error).mean()
     with torch.no_grad():
         old = old_field(bridge.times, bridge.positions)
@@ -62,7 +67,7 @@ def tilting_loss(
     else:
         baseline = float(rung.scaled_rewards.mean())
         target = explicit_target(old, bridge.rates, bridge.weights, baseline)
-    return (bridge.times * squared_error(predicted, target)).mean()
+    return (bridge.times * base.squared_norm(predicted - target)).mean()
 
 
 def draw_grid(n_steps: int, generator: torch.Generator) -> Float64[Tensor, "times"]:
@@ -95,15 +100,17 @@ def likelihood_loss(
 
 
 def anchor_loss(
-    field: Velocity, old_field: Velocity, bridge: Bridge, smallest_noise: float
+    field: Velocity, old_field: Velocity, bridge: Bridge, base: Gaussian, smallest_noise: float
 ) -> Tensor:
     """Distance between two fields, ∫ |b̂ - b|² / (1-t) dt, at the times of `draw_times`.
+
+    Velocities are in units of the spread of the base, so that the distance is in nats.
 
     It bounds the relative entropy ∫ t/(1-t) |b̂ - b|² dt and, unlike it, counts early times fully.
     """
     with torch.no_grad():
         old = old_field(bridge.times, bridge.positions)
-    error = squared_error(field(bridge.times, bridge.positions), old)
+    error = base.squared_norm(field(bridge.times, bridge.positions) - old)
     return -math.log(smallest_noise) * error.mean()
 
 

@@ -168,6 +168,7 @@ class TrainingRun:
         rung = self.rung if self.rung is not None else self._start_rung()
         step = self.progress["stage_step"]
         fraction = self.recipe.matching_fraction
+        base = self.system.base
         matching = int((step + 1) * fraction) > int(step * fraction)
         if matching:
             losses = self._matching_losses(rung.matching)
@@ -178,7 +179,13 @@ class TrainingRun:
                 Share(
                     share,
                     partial(
-                        tilting_loss, self.velocity, self.old_velocity, bridge, rung, objective
+                        tilting_loss,
+                        self.velocity,
+                        self.old_velocity,
+                        bridge,
+                        base,
+                        rung,
+                        objective,
                     ),
                 )
                 for share, bridge in self._bridges(rung.particles, weights)
@@ -220,7 +227,7 @@ class TrainingRun:
 
     def _likelihood_losses(self) -> list[Share]:
         """Mean -log q of some particles, and the distance to the field before this stage."""
-        recipe = self.recipe
+        recipe, base = self.recipe, self.system.base
         size = (recipe.likelihood_batch,)
         chosen = torch.randint(len(self.particles), size, generator=self.generator)
         times = draw_grid(recipe.likelihood_solver_steps, self.generator)
@@ -230,14 +237,13 @@ class TrainingRun:
         losses = []
         for part in chosen.split(share_size(len(chosen), at_once, self.device)):
             particles = self.particles[part.to(self.device)]
-            base = self.system.base
             loss = partial(likelihood_loss, self.velocity, self.rates, particles, base, times)
             losses.append(Share(len(part) / len(chosen), loss))
         if recipe.likelihood_anchor > 0:
             ones = torch.ones(len(self.particles), device=self.device)
             fields = (self.velocity, self.old_velocity)
             for share, bridge in self._bridges(self.particles, ones):
-                distance = partial(anchor_loss, *fields, bridge, recipe.smallest_noise)
+                distance = partial(anchor_loss, *fields, bridge, base, recipe.smallest_noise)
                 losses.append(Share(share * recipe.likelihood_anchor, distance))
         return losses
 
@@ -245,7 +251,7 @@ class TrainingRun:
         """Flow matching on equally weighted particles."""
         ones = torch.ones(len(particles), device=self.device)
         return [
-            Share(share, partial(matching_loss, self.velocity, bridge))
+            Share(share, partial(matching_loss, self.velocity, bridge, self.system.base))
             for share, bridge in self._bridges(particles, ones)
         ]
 
