@@ -6,7 +6,7 @@ import math
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import Rates, Velocity, runge_kutta, warped_grid
@@ -45,7 +45,7 @@ def matching_loss(field: Velocity, bridge: Bridge) -> Tensor:
 
 
 def tilting_loss(
-    field: Velocity, old_field: nn.Module, bridge: Bridge, rung: Rung, objective: str
+    field: Velocity, old_field: Velocity, bridge: Bridge, rung: Rung, objective: str
 ) -> Tensor:
     """The loss of a tilt step: "itm", "wfm" or "etm" with likelihood-weighted times.
 
