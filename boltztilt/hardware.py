@@ -14,7 +14,7 @@ BYTES_PER_PAIR = 7_000
 """Memory that a pair fills in one evaluation of a field of the default width with divergence."""
 
 MEMORY = 4e9
-"""Bytes that a batch may fill on a processor; on a GPU it is half of what is free."""
+"""Bytes that all threads of a processor may fill; on a GPU it is half of what is free."""
 
 
 def hardware(device: torch.device) -> str:
@@ -27,8 +27,13 @@ def hardware(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def n_workers(device: torch.device) -> int:
+    """Threads that share the work: as many as torch has on a processor, one on a GPU."""
+    return 1 if device.type == "cuda" else torch.get_num_threads()
+
+
 def structures_at_once(n_atoms: int, device: torch.device, evaluations: int = 1) -> int:
-    """How many structures a field takes at once: one or more, whatever their number of atoms.
+    """How many structures a worker's field takes: one or more, whatever their number of atoms.
 
     `evaluations` is the number of evaluations of the field that autograd keeps at the same time.
     """
@@ -36,5 +41,5 @@ def structures_at_once(n_atoms: int, device: torch.device, evaluations: int = 1)
     if device.type == "cuda":
         at_once = torch.cuda.mem_get_info(device)[0] / 2 / (BYTES_PER_PAIR * evaluations)
     else:
-        at_once = min(PAIRS_AT_ONCE, MEMORY / (BYTES_PER_PAIR * evaluations))
+        at_once = min(PAIRS_AT_ONCE, MEMORY / n_workers(device) / (BYTES_PER_PAIR * evaluations))
     return max(1, int(at_once) // n_pairs)

@@ -15,12 +15,9 @@ from typing import TypeVar
 
 import torch
 
+from boltztilt.hardware import n_workers, structures_at_once
+
 Result = TypeVar("Result")
-
-
-def n_workers(device: torch.device) -> int:
-    """Threads that share the work: as many as torch has on a processor, one on a GPU."""
-    return 1 if device.type == "cuda" else torch.get_num_threads()
 
 
 def share_size(n: int, at_most: int, device: torch.device) -> int:
@@ -34,29 +31,74 @@ def share_size(n: int, at_most: int, device: torch.device) -> int:
     return divisor if 2 * divisor >= at_most else at_most
 
 
-def in_threads(
-    tasks: Sequence[Callable[[], Result]], device: torch.device, first_alone: bool = False
-) -> Iterator[Result]:
-    """Results of the tasks, in their order, as they come.
+def structures_per_share(n: int, n_atoms: int, device: torch.device, evaluations: int = 1) -> int:
+    """Size of the shares into which `n` structures are split for a field, see `hardware`."""
+    return share_size(n, structures_at_once(n_atoms, device, evaluations), device)
 
-    `first_alone` finishes the first and the last task, between which shapes may differ, before the
-    others start: a function compiles on its first call, and only one thread may do that.
-    """
+
+def in_threads(tasks: Sequence[Callable[[], Result]], device: torch.device) -> Iterator[Result]:
+    """Results of the tasks, in their order, as they come."""
     if n_workers(device) == 1:
         yield from (task() for task in tasks)
         return
     pool = _pool(n_workers(device))
-    alone = [0, len(tasks) - 1] if first_alone else []
-    early = {number: pool.submit(tasks[number]).result() for number in dict.fromkeys(alone)}
-    futures = {
-        number: pool.submit(task) for number, task in enumerate(tasks) if number not in early
-    }
+    futures = [pool.submit(_tasks().run, task) for task in tasks]
     try:
-        for number in range(len(tasks)):
-            yield early[number] if number in early else futures[number].result()
+        for future in futures:
+            yield future.result()
     finally:
-        for future in futures.values():
+        for future in futures:
             future.cancel()
+
+
+def finish_alone() -> None:
+    """Runs what is left of the calling task alone; does nothing outside of tasks.
+
+    Returns once every other task has ended or waits here as well.
+    """
+    _tasks().finish_alone()
+
+
+class _Tasks:
+    """Who runs: tasks side by side, or one of them alone until it ends."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.running: set[int] = set()  # threads that are inside a task and do not wait
+        self.waiting: set[int] = set()
+        self.alone: int | None = None
+
+    def run(self, task: Callable[[], Result]) -> Result:
+        """The result of a task that starts when none wants to be alone."""
+        thread = threading.get_ident()
+        with self.changed:
+            self.changed.wait_for(lambda: self.alone is None and not self.waiting)
+            self.running.add(thread)
+        try:
+            return task()
+        finally:
+            with self.changed:
+                self.running.remove(thread)
+                self.alone = None if self.alone == thread else self.alone
+                self.changed.notify_all()
+
+    def finish_alone(self) -> None:
+        thread = threading.get_ident()
+        with self.changed:
+            if thread not in self.running or self.alone == thread:
+                return
+            self.running.remove(thread)
+            self.waiting.add(thread)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.alone is None and not self.running)
+            self.waiting.remove(thread)
+            self.running.add(thread)
+            self.alone = thread
+
+
+@lru_cache(maxsize=1)
+def _tasks() -> _Tasks:
+    return _Tasks()
 
 
 @lru_cache(maxsize=1)
@@ -73,6 +115,7 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # threads do not survive a fork
     os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_tasks.cache_clear)
 
 
 def _settle(started: threading.Barrier) -> None:

@@ -52,10 +52,44 @@ assert divergence.abs().min() > 0.1
 """
 
 
+# two functions whose first calls and backward passes would meet in threads
+THREADS = """
+import torch
+from functools import partial
+from boltztilt.networks.compilation import compiled
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.parallel import in_threads
+
+torch.set_num_threads(3)
+torch.manual_seed(0)
+field = LocalDensityField(n_hidden=8, n_channels=3, max_degree=1)
+torch.nn.init.normal_(field.output)
+velocity = compiled(field, field, wanted=True)
+rates = compiled(field.velocity_and_divergence, field, wanted=True)
+parameters = list(field.parameters())
+
+times, positions = torch.tensor([0.1, 0.8]), torch.randn(2, 4, 3)
+
+def gradient(velocity, rates, with_density):
+    values = rates(times, positions)[1] if with_density else velocity(times, positions)
+    with torch.no_grad():
+        velocity(times, positions)
+    return torch.autograd.grad(values.square().mean(), parameters, allow_unused=True)
+
+cases = [False, True, False, True]
+tasks = [partial(gradient, velocity, rates, case) for case in cases]
+for found, case in zip(in_threads(tasks, torch.device("cpu")), cases, strict=True):
+    expected = gradient(field, field.velocity_and_divergence, case)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert max(each.abs().max() for each in expected if each is not None) > 0.01
+"""
+
+
 @pytest.mark.slow
-def test_compiled_field_gives_the_same_numbers():
+@pytest.mark.parametrize("script", [COMPARISON, THREADS], ids=["values", "threads"])
+def test_compiled_field_gives_the_same_numbers(script):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    command = [sys.executable, "-c", COMPARISON]
+    command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

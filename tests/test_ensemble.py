@@ -13,6 +13,7 @@ from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble, check_output, refinement
 from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.mcmc import hmc
 from boltztilt.systems.system import System, load_system
 
 STIFFNESS = 1.5
@@ -109,6 +110,23 @@ def test_refining_reaches_the_target_and_counts_energies():
     assert abs(energy.value - DOF / 2) < 3.5 * energy.error
     assert refined.info["n_energy"] == 4000 + (100 + 3) * 4000
     torch.testing.assert_close(refined.energies, spring_energy(refined.positions).double())
+
+
+def test_acceptance_of_refining_is_the_mean_over_all_trajectories(monkeypatch):
+    calls = []
+
+    def recorded(*arguments):
+        state = hmc(*arguments)
+        calls.append((state.acceptance, arguments[2] * len(arguments[1])))
+        return state
+
+    monkeypatch.setattr("boltztilt.sampling.ensemble.hmc", recorded)
+    refined = importance_sample(40, 5).refine(100, step_size=0.8, batch_size=30)
+    accepted = sum(acceptance * number for acceptance, number in calls)
+    n_trajectories = sum(number for _, number in calls)
+    assert len(calls) == 2 * len(refinement(100))
+    assert refined.info["refine_acceptance"] == pytest.approx(accepted / n_trajectories)
+    assert len({round(acceptance, 3) for acceptance, _ in calls}) > 1
 
 
 def test_joining_shards_concatenates_and_adds_costs():

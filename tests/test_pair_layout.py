@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from boltztilt.geometry import pair_indices
+from boltztilt.networks import pair_layout
+from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.pair_layout import AllPairs, NeighbourPairs, close_pairs
 
 N_ATOMS = 5
@@ -61,8 +63,9 @@ def test_layout_has_the_dtype_of_the_positions(on_atoms, dtype):
 
 
 @pytest.mark.parametrize("odd", [False, True])
-def test_pairs_within_a_long_cutoff_move_as_all_pairs(odd, on_atoms, on_pairs):
-    every, near = AllPairs.of(on_atoms), NeighbourPairs.of(on_atoms, 100.0)
+@pytest.mark.parametrize("gathered", [lambda x: NeighbourPairs.of(x, 100.0), NeighbourPairs.every])
+def test_gathers_move_as_products_with_matrices(gathered, odd, on_atoms, on_pairs):
+    every, near = AllPairs.of(on_atoms), gathered(on_atoms)
     same = torch.testing.assert_close
     same(near.sum_ends(on_atoms, odd), every.sum_ends(on_atoms, odd))
     same(near.gather_to_atoms(on_pairs, odd), every.gather_to_atoms(on_pairs, odd))
@@ -74,6 +77,29 @@ def test_pairs_within_a_long_cutoff_move_as_all_pairs(odd, on_atoms, on_pairs):
         there_and_back = layout.reverse(layout.reverse(edges))
         same(there_and_back, edges)
         same(layout.edges(on_pairs), layout.reverse(layout.edges(on_pairs)))
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_a_field_has_the_same_values_with_gathers(monkeypatch, n_dims):
+    torch.manual_seed(0)
+    field = LocalDensityField(n_hidden=8, n_channels=3, max_degree=2).double()
+    for parameter in field.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    positions = torch.randn(3, 6, n_dims, dtype=torch.float64)
+
+    def values_and_gradients():
+        velocity, divergence = field.velocity_and_divergence(times, positions)
+        loss = velocity.square().mean() + divergence.square().mean()
+        gradients = torch.autograd.grad(loss, list(field.parameters()))
+        return field(times, positions), velocity, divergence, *gradients
+
+    assert isinstance(pair_layout.pair_layout(positions), AllPairs)
+    expected = values_and_gradients()
+    monkeypatch.setattr(pair_layout, "MOST_ATOMS_FOR_MATRICES", 5)
+    assert isinstance(pair_layout.pair_layout(positions), NeighbourPairs)
+    torch.testing.assert_close(values_and_gradients(), expected, rtol=1e-10, atol=1e-10)
+    assert expected[2].abs().min() > 0.1
 
 
 def test_pairs_within_the_cutoff_are_found_structure_by_structure(generator):

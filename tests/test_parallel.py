@@ -1,13 +1,15 @@
 """Work shared between threads gives what one thread gives, in order."""
 
 import threading
+import time
 from functools import partial
 
 import pytest
 import torch
 
 import boltztilt as bt
-from boltztilt.parallel import in_threads, n_workers, share_size
+from boltztilt.hardware import n_workers
+from boltztilt.parallel import finish_alone, in_threads, share_size
 
 CPU = torch.device("cpu")
 
@@ -20,10 +22,9 @@ def n_threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("first_alone", [False, True])
-def test_results_keep_the_order_of_the_tasks(n_threads, first_alone):
+def test_results_keep_the_order_of_the_tasks(n_threads):
     tasks = [partial(pow, k, 2) for k in range(20)]
-    assert list(in_threads(tasks, CPU, first_alone)) == [k**2 for k in range(20)]
+    assert list(in_threads(tasks, CPU)) == [k**2 for k in range(20)]
 
 
 def test_an_operation_inside_a_task_runs_on_one_thread(n_threads):
@@ -32,19 +33,43 @@ def test_an_operation_inside_a_task_runs_on_one_thread(n_threads):
     assert torch.get_num_threads() == n_threads
 
 
-def test_the_first_and_last_task_end_before_the_others_start(n_threads):
-    running, most, lock = [0], {}, threading.Lock()
+def test_nothing_runs_beside_a_task_that_finishes_alone(n_threads):
+    running, beside, lock = [0], [], threading.Lock()
+
+    def count(change):
+        with lock:
+            running[0] += change
+            return running[0]
 
     def task(number):
-        with lock:
-            running[0] += 1
-            most[number] = running[0]
-        torch.randn(200, 200) @ torch.randn(200, 200)
-        with lock:
-            running[0] -= 1
+        count(1)
+        if number % 3 == 0:
+            count(-1)  # a task that waits does not run
+            finish_alone()
+            finish_alone()  # as a second first call of the same task
+            beside.append(count(1))
+        time.sleep(0.01)
+        if number % 3 == 0:
+            beside.append(running[0])
+        count(-1)
+        return number
 
-    list(in_threads([partial(task, k) for k in range(12)], CPU, first_alone=True))
-    assert most[0] == most[11] == 1
+    assert list(in_threads([partial(task, k) for k in range(12)], CPU)) == list(range(12))
+    assert beside == [1] * 8
+
+
+def test_others_go_on_after_an_error_in_a_task_that_finishes_alone(n_threads):
+    def task():
+        finish_alone()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads([task, task], CPU))
+    assert list(in_threads([partial(abs, -1)] * 3, CPU)) == [1, 1, 1]
+
+
+def test_outside_of_tasks_nothing_has_to_be_waited_for(n_threads):
+    finish_alone()
 
 
 def test_an_error_in_a_task_reaches_the_caller(n_threads):

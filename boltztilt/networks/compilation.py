@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from boltztilt.parallel import finish_alone
 
 Compilable = TypeVar("Compilable", bound=Callable)
 
@@ -43,4 +45,33 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
     # on a processor each thread runs the whole function alone, and must not hold Python's lock
     options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
-    return cast(Compilable, torch.compile(function, dynamic=False, options=options))
+    return cast(Compilable, Compiled(torch.compile(function, dynamic=False, options=options)))
+
+
+class Compiled:
+    """A compiled function that is safe in `parallel.in_threads`, with its other attributes.
+
+    It compiles on the first call with each kind of inputs, and its gradient on the first backward
+    pass, which traces Python's functions for the whole process: no other thread may use any of
+    them meanwhile. So the task that makes a first call finishes alone, its backward pass included.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.seen: set[tuple] = set()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        kind = (torch.is_grad_enabled(), torch.get_num_threads(), *map(_kind, inputs))
+        if kind not in self.seen:
+            finish_alone()
+        result = self.function(*inputs)
+        self.seen.add(kind)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
+
+
+def _kind(values: Tensor) -> tuple:
+    """What tensors share that one compilation serves."""
+    return values.shape, values.stride(), values.dtype, values.requires_grad

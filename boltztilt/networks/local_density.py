@@ -27,7 +27,7 @@ from boltztilt.networks.local_density_features import (
     TimeModulation,
     switched,
 )
-from boltztilt.networks.pair_layout import AllPairs, PairLayout, pair_layout
+from boltztilt.networks.pair_layout import NeighbourPairs, PairLayout, pair_layout
 from boltztilt.networks.radial import WarpedBumps, switch_with_derivative
 from boltztilt.networks.time_features import TimeFeatures
 
@@ -154,9 +154,9 @@ class LocalDensityField(nn.Module):
         softened = softened_length(distances, self.softening)
         directions = vectors / softened.unsqueeze(-1)
         by_degree = [harmonics(directions, degree) for degree in range(self.max_degree + 1)]
-        if isinstance(layout, AllPairs):
+        if self.cutoff is None:
             return PairGeometry(vectors, distances, softened, by_degree)
-        assert self.cutoff is not None
+        assert isinstance(layout, NeighbourPairs)
         switch, slope = switch_with_derivative(distances, self.cutoff)
         real = layout.real.to(distances)
         switches = ((real * switch).unsqueeze(-1), (real * slope).unsqueeze(-1))

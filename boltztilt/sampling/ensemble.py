@@ -230,18 +230,19 @@ class Ensemble:
         potential = CountedPotential(self.system.potential)
         generator = torch.Generator().manual_seed(seed)
         step_size = self.system.base_std / 50 if step_size is None else step_size
+        stages = refinement(n_steps)
+        n_accepted = 0.0
         states = []
         for batch in self.positions.split(batch_size):
-            acceptances = []
-            for n_trajectories, n_leapfrog in refinement(n_steps):
+            for n_trajectories, n_leapfrog in stages:
                 state = hmc(potential, batch, n_trajectories, step_size, n_leapfrog, generator)
                 batch, step_size = state.positions, state.step_size
-                acceptances.append(state.acceptance)
+                n_accepted += state.acceptance * n_trajectories * len(batch)
             states.append(state)
         n_energy = int(self.info.get("n_energy", 0)) + potential.n_energy
         refined = {
             "refine_steps": n_steps,
-            "refine_acceptance": acceptances[-1],
+            "refine_acceptance": n_accepted / (len(self) * sum(number for number, _ in stages)),
             "refine_seed": seed,
         }
         return Ensemble(

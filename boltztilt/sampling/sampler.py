@@ -180,7 +180,7 @@ class Sampler:
             tasks = [partial(_flow, rates, part, *settings) for part in starts.split(size)]
         results = []
         done = 0
-        for result in in_threads(tasks, self.device, first_alone=True):
+        for result in in_threads(tasks, self.device):
             results.append(result)
             done += len(result.positions)
             if progress is not None:

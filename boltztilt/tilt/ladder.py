@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.flow import Velocity
 from boltztilt.tilt.objectives import tilt_weights
 from boltztilt.tilt.population import Chains, resample, rewards, rollouts
 from boltztilt.tilt.recipe import Recipe
@@ -57,7 +58,7 @@ def level_after(a: float, step: float) -> float:
 
 
 def climb(
-    field: nn.Module,
+    field: Velocity,
     base: Gaussian,
     a: float,
     recipe: Recipe,
@@ -104,7 +105,7 @@ def climb(
 
 
 def draw_particles(
-    field: nn.Module,
+    field: Velocity,
     base: Gaussian,
     a: float,
     recipe: Recipe,

@@ -7,13 +7,12 @@ from functools import partial
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
-from boltztilt.hardware import structures_at_once
-from boltztilt.parallel import in_threads, share_size
+from boltztilt.parallel import in_threads, structures_per_share
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.flow import integrate, warped_grid
+from boltztilt.sampling.flow import Velocity, integrate, warped_grid
 from boltztilt.sampling.mcmc import hmc, mala, random_walk
 from boltztilt.sampling.resampling import systematic_resampling
 
@@ -58,7 +57,7 @@ class Chains:
 
 
 def rollouts(
-    field: nn.Module,
+    field: Velocity,
     base: Gaussian,
     n: int,
     n_steps: int,
@@ -68,10 +67,10 @@ def rollouts(
 ) -> tuple[Float[Tensor, "batch atoms dims"], Float64[Tensor, "batch"]]:
     """End points of the flow from fresh base draws, and their log-densities (zero without)."""
     starts = base.sample(n, generator).to(device)
-    size = share_size(n, structures_at_once(base.n_atoms, device), device)
+    size = structures_per_share(n, base.n_atoms, device)
     times = warped_grid(n_steps)
     tasks = [partial(integrate, field, part, times, with_density) for part in starts.split(size)]
-    results = list(in_threads(tasks, device, first_alone=True))
+    results = list(in_threads(tasks, device))
     change = torch.cat([result.log_density_change for result in results])
     return torch.cat([result.positions for result in results]), base.log_density(starts) + change
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import Rates, Velocity, runge_kutta, warped_grid
@@ -46,7 +46,7 @@ def matching_loss(field: Velocity, bridge: Bridge, base: Gaussian) -> Tensor:
 
 def tilting_loss(
     field: Velocity,
-    old_field: nn.Module,
+    old_field: Velocity,
     bridge: Bridge,
     base: Gaussian,
     rung: Rung,

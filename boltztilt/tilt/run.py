@@ -9,38 +9,28 @@ import io
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import boltztilt
 from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
-from boltztilt.hardware import hardware, structures_at_once
+from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
-from boltztilt.parallel import in_threads, n_workers, share_size
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
-from boltztilt.tilt.interpolant import Bridge
 from boltztilt.tilt.ladder import Rung, climb
+from boltztilt.tilt.losses import Losses, Share, add_gradients
 from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
-from boltztilt.tilt.regression import (
-    anchor_loss,
-    draw_bridge,
-    draw_grid,
-    likelihood_loss,
-    matching_loss,
-    refuse_explicit_on_singular_core,
-    tilting_loss,
-)
+from boltztilt.tilt.regression import refuse_explicit_on_singular_core
 
 LOG_COLUMNS = (
     "stage",
@@ -61,21 +51,11 @@ LOG_COLUMNS = (
 DENSITY_COST = 3
 """About how many evaluations of the field its velocity with divergence costs."""
 
-EVALUATIONS_PER_STEP = 10
-"""About how many evaluations of the field autograd keeps for a step with its log-density."""
-
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
 
 BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
-
-
-class Share(NamedTuple):
-    """One part of a loss: its factor and how it is computed."""
-
-    factor: float
-    loss: partial[Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,16 +92,22 @@ class TrainingRun:
             self.field = build_network(recipe.network, system).to(self.device)
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
-        self.velocity = compiled(self.field, self.field, recipe.compile)
-        self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
         exact: Any = self.field
-        self.rates = compiled(exact.velocity_and_divergence, self.field, recipe.compile)
+        self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
+        self.losses = Losses(
+            system,
+            recipe,
+            compiled(self.field, self.field, recipe.compile),
+            compiled(exact.velocity_and_divergence, self.field, recipe.compile),
+            self.old_velocity,
+            self.generator,
+            self.device,
+        )
         self.optimiser = FieldOptimiser(self.field, recipe)
         self.potential = CountedPotential(system.potential)
         self.chains = Chains(
             self.potential, system.base, recipe.recentring, system.base.std / 10, self.generator
         )
-        self.species = torch.tensor(system.species, device=self.device)
         self.rung: Rung | None = None
         self.particles = torch.empty(0)
         self.progress: dict[str, Any] = {
@@ -138,7 +124,6 @@ class TrainingRun:
             "seconds": 0.0,
         }
         self.rows: list[list[Any]] = []
-        self.seen: set[Any] = set()
         self.clock = time.monotonic()
         self.last_checkpoint = self.clock
 
@@ -168,40 +153,11 @@ class TrainingRun:
         rung = self.rung if self.rung is not None else self._start_rung()
         step = self.progress["stage_step"]
         fraction = self.recipe.matching_fraction
-        base = self.system.base
         matching = int((step + 1) * fraction) > int(step * fraction)
-        if matching:
-            losses = self._matching_losses(rung.matching)
-        else:
-            objective = self._objective(rung)
-            weights = rung.scaled_rewards if objective == "etm" else rung.weights
-            losses = [
-                Share(
-                    share,
-                    partial(
-                        tilting_loss,
-                        self.velocity,
-                        self.old_velocity,
-                        bridge,
-                        base,
-                        rung,
-                        objective,
-                    ),
-                )
-                for share, bridge in self._bridges(rung.particles, weights)
-            ]
+        losses = self.losses.matching(rung.matching) if matching else self.losses.tilting(rung)
         self._descend(losses, self.recipe.learning_rate)
         if self._stage_done():
             self._finish_rung(rung)
-
-    def _objective(self, rung: Rung) -> str:
-        """The recipe's objective; on the first rung of an aligned coupling always "wfm".
-
-        Tilting starts from the field of the level below. At a = 0 that is the fresh network, exact
-        for the independent coupling, but the paths of aligned pairs follow another field.
-        """
-        first_aligned = rung.a == 0 and self.recipe.coupling == "aligned"
-        return "wfm" if first_aligned else self.recipe.objective
 
     def _polish_update(self) -> None:
         """An update at a = 1, by flow matching and in the end by likelihood."""
@@ -212,9 +168,9 @@ class TrainingRun:
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
         decayed = min(1.0, max(left, 0.01))
         if self.progress["stage"] == "likelihood":
-            self._descend(self._likelihood_losses(), recipe.likelihood_rate * decayed)
+            self._descend(self.losses.likelihood(self.particles), recipe.likelihood_rate * decayed)
         else:
-            losses = self._matching_losses(self.particles)
+            losses = self.losses.matching(self.particles)
             self._descend(losses, recipe.learning_rate * decayed)
 
     def _start_likelihood(self) -> None:
@@ -225,52 +181,6 @@ class TrainingRun:
             self.optimiser = FieldOptimiser(self.field, self.recipe)
             self.progress.update(stage="likelihood", stage_step=0)
 
-    def _likelihood_losses(self) -> list[Share]:
-        """Mean -log q of some particles, and the distance to the field before this stage."""
-        recipe, base = self.recipe, self.system.base
-        size = (recipe.likelihood_batch,)
-        chosen = torch.randint(len(self.particles), size, generator=self.generator)
-        times = draw_grid(recipe.likelihood_solver_steps, self.generator)
-        evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
-        at_once = structures_at_once(self.system.n_atoms, self.device, evaluations)
-        at_once //= n_workers(self.device)
-        losses = []
-        for part in chosen.split(share_size(len(chosen), at_once, self.device)):
-            particles = self.particles[part.to(self.device)]
-            loss = partial(likelihood_loss, self.velocity, self.rates, particles, base, times)
-            losses.append(Share(len(part) / len(chosen), loss))
-        if recipe.likelihood_anchor > 0:
-            ones = torch.ones(len(self.particles), device=self.device)
-            fields = (self.velocity, self.old_velocity)
-            for share, bridge in self._bridges(self.particles, ones):
-                distance = partial(anchor_loss, *fields, bridge, base, recipe.smallest_noise)
-                losses.append(Share(share * recipe.likelihood_anchor, distance))
-        return losses
-
-    def _matching_losses(self, particles: Tensor) -> list[Share]:
-        """Flow matching on equally weighted particles."""
-        ones = torch.ones(len(particles), device=self.device)
-        return [
-            Share(share, partial(matching_loss, self.velocity, bridge, self.system.base))
-            for share, bridge in self._bridges(particles, ones)
-        ]
-
-    def _bridges(self, particles: Tensor, weights: Tensor) -> list[tuple[float, Bridge]]:
-        """The batch of one update in parts for the workers, with their shares of the batch."""
-        whole = draw_bridge(
-            particles,
-            weights,
-            self.system.base,
-            self.species,
-            self.system.potential.mirror_symmetric,
-            self.recipe,
-            self.generator,
-        )
-        size = self.recipe.batch_size
-        at_once = structures_at_once(self.system.n_atoms, self.device)
-        parts = whole.split(share_size(size, at_once, self.device))
-        return [(len(part.times) / size, part) for part in parts]
-
     def _descend(self, losses: list[Share], learning_rate: float) -> None:
         """One update down the gradient of the sum of the losses."""
         progress = self.progress
@@ -278,7 +188,7 @@ class TrainingRun:
         if progress["stage"] == "likelihood":
             n_taken, n_warmup = progress["stage_step"], min(n_warmup, LIKELIHOOD_WARMUP)
         warm = min(1.0, (n_taken + 1) / max(n_warmup, 1))
-        value = self._gather_gradients(losses)
+        value = add_gradients(losses, self.optimiser.parameters, self.device)
         if not self.optimiser.step(learning_rate * warm):
             progress["n_skipped"] += 1
         decay = self.recipe.average_decay
@@ -288,20 +198,6 @@ class TrainingRun:
         memory = 0.98 if n_taken > 0 else 0.0
         if math.isfinite(value):
             progress["loss"] = memory * progress["loss"] + (1 - memory) * value
-
-    def _gather_gradients(self, losses: list[Share]) -> float:
-        """Adds up the gradients of all losses, and returns their sum."""
-        tasks = [partial(_gradient, share, self.optimiser.parameters) for share in losses]
-        kinds = {share.loss.func for share in losses}
-        # a function compiles on its first call, and only one thread may do that
-        results = in_threads(tasks, self.device) if kinds <= self.seen else [t() for t in tasks]
-        self.seen |= kinds
-        total = 0.0
-        for value, gradients in results:
-            total += value
-            for parameter, gradient in zip(self.optimiser.parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return total
 
     def _stage_steps(self) -> int:
         """Updates of the current rung, or of the stage after the ladder."""
@@ -492,14 +388,6 @@ class TrainingRun:
             "recipe": self.recipe.to_mapping(),
         }
         return Sampler(self.system, copy.deepcopy(self.average), metadata)
-
-
-def _gradient(share: Share, parameters: list[nn.Parameter]) -> tuple[float, list[Tensor]]:
-    """A part of the loss and its gradient, zero for parameters that it does not depend on."""
-    with torch.enable_grad():
-        loss = share.factor * share.loss()
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return float(loss.detach()), list(gradients)
 
 
 def state_path(folder: Path) -> Path:

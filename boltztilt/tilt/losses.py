@@ -1,0 +1,152 @@
+"""The losses of single updates, in shares that threads work on side by side, and their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from boltztilt.parallel import in_threads, structures_per_share
+from boltztilt.sampling.flow import Rates, Velocity
+from boltztilt.systems.system import System
+from boltztilt.tilt.interpolant import Bridge
+from boltztilt.tilt.ladder import Rung
+from boltztilt.tilt.recipe import Recipe
+from boltztilt.tilt.regression import (
+    anchor_loss,
+    draw_bridge,
+    draw_grid,
+    likelihood_loss,
+    matching_loss,
+    tilting_loss,
+)
+
+EVALUATIONS_PER_STEP = 10
+"""About how many evaluations of the field autograd keeps for a step with its log-density."""
+
+
+class Share(NamedTuple):
+    """One part of a loss: its factor and how it is computed."""
+
+    factor: float
+    loss: partial[Tensor]
+
+
+@dataclass
+class Losses:
+    """What the losses of all stages need; each draws its own batch.
+
+    Attributes:
+        velocity, rates: of the field that is trained.
+        old_velocity: of the field that it started from.
+    """
+
+    system: System
+    recipe: Recipe
+    velocity: Velocity
+    rates: Rates
+    old_velocity: Velocity
+    generator: torch.Generator
+    device: torch.device
+    species: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.species = torch.tensor(self.system.species, device=self.device)
+
+    def tilting(self, rung: Rung) -> list[Share]:
+        """The recipe's regression on the weighted particles of a rung."""
+        objective = self._objective(rung)
+        weights = rung.scaled_rewards if objective == "etm" else rung.weights
+        fields = (self.velocity, self.old_velocity)
+        return [
+            Share(share, partial(tilting_loss, *fields, bridge, self.system.base, rung, objective))
+            for share, bridge in self._bridges(rung.particles, weights)
+        ]
+
+    def _objective(self, rung: Rung) -> str:
+        """The recipe's objective; on the first rung of an aligned coupling always "wfm".
+
+        Tilting starts from the field of the level below. At a = 0 that is the fresh network, exact
+        for the independent coupling, but the paths of aligned pairs follow another field.
+        """
+        first_aligned = rung.a == 0 and self.recipe.coupling == "aligned"
+        return "wfm" if first_aligned else self.recipe.objective
+
+    def matching(self, particles: Tensor) -> list[Share]:
+        """Flow matching on equally weighted particles."""
+        return [
+            Share(share, partial(matching_loss, self.velocity, bridge, self.system.base))
+            for share, bridge in self._bridges(particles)
+        ]
+
+    def likelihood(self, particles: Tensor) -> list[Share]:
+        """Mean -log q of some particles, and the distance to the field before this stage."""
+        recipe = self.recipe
+        n = recipe.likelihood_batch
+        chosen = torch.randint(len(particles), (n,), generator=self.generator).to(self.device)
+        times = draw_grid(recipe.likelihood_solver_steps, self.generator)
+        evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
+        size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
+        fields = (self.velocity, self.rates)
+        losses = [
+            Share(
+                len(part) / n,
+                partial(likelihood_loss, *fields, particles[part], self.system.base, times),
+            )
+            for part in chosen.split(size)
+        ]
+        return losses + self._anchors(particles)
+
+    def _anchors(self, particles: Tensor) -> list[Share]:
+        """The distance to the field before this stage, where the recipe wants it."""
+        strength = self.recipe.likelihood_anchor
+        if strength == 0:
+            return []
+        fields = (self.velocity, self.old_velocity)
+        noise = self.recipe.smallest_noise
+        return [
+            Share(share * strength, partial(anchor_loss, *fields, bridge, self.system.base, noise))
+            for share, bridge in self._bridges(particles)
+        ]
+
+    def _bridges(
+        self, particles: Tensor, weights: Tensor | None = None
+    ) -> list[tuple[float, Bridge]]:
+        """The batch of one update in parts for the workers, with their shares of the batch."""
+        whole = draw_bridge(
+            particles,
+            torch.ones(len(particles), device=self.device) if weights is None else weights,
+            self.system.base,
+            self.species,
+            self.system.potential.mirror_symmetric,
+            self.recipe,
+            self.generator,
+        )
+        n = self.recipe.batch_size
+        parts = whole.split(structures_per_share(n, self.system.n_atoms, self.device))
+        return [(len(part.times) / n, part) for part in parts]
+
+
+def add_gradients(
+    shares: Sequence[Share], parameters: Sequence[nn.Parameter], device: torch.device
+) -> float:
+    """The sum of all shares, whose gradient is added to that of the parameters."""
+    tasks = [partial(_gradient, share, parameters) for share in shares]
+    total = 0.0
+    for value, gradients in in_threads(tasks, device):
+        total += value
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return total
+
+
+def _gradient(share: Share, parameters: Sequence[nn.Parameter]) -> tuple[float, list[Tensor]]:
+    """A part of the loss and its gradient, zero for parameters that it does not depend on."""
+    with torch.enable_grad():
+        loss = share.factor * share.loss()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return float(loss.detach()), list(gradients)
