@@ -101,7 +101,8 @@ def ramachandran_figure(ensemble: Ensemble, reference: Reference) -> Figure:
     """
     ours, theirs = _torsions(ensemble), _torsions(reference)
     n_bins = bin_number(min(len(ensemble), len(reference)))
-    figure, panels = _new_figure(rows=len(ours), columns=3, size=(9.0, 3.05 * len(ours)))
+    figure, panels = _new_figure(rows=len(ours), columns=3, size=(9.0, 3.25 * len(ours)))
+    figure.set_layout_engine("compressed")  # keeps the colour bar as high as square panels
     for row, name in zip(_rows(panels, 3), ours, strict=True):
         histograms = {
             "sampler": ramachandran(ours[name], n_bins),
