@@ -233,6 +233,7 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     if ensemble.has_weights:
         rows += [
             ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),
+            *basin_rows(ensemble),
             *group_rows(ensemble),
             ("<U> raw", raw),
             ("<U> reweighted", energy_words(ensemble.mean_energy(weighted=True))),
@@ -251,6 +252,22 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         words = f"{error}, weighted rms change of log q at half the step"
         rows.append(("integration error", words))
     return rows
+
+
+def basin_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """Basin populations of each residue of a molecule, to which the ESS is blind."""
+    if ensemble.system.molecule is None:
+        return []
+    from boltztilt.analysis.conformations import basin_populations, residue_torsions
+
+    found = residue_torsions(ensemble.positions, ensemble.system)
+    return [
+        (
+            f"basins of {name}",
+            as_words(basin_populations(angles, ensemble.weights, ensemble.groups)),
+        )
+        for name, angles in found.items()
+    ]
 
 
 def group_rows(ensemble: Ensemble) -> list[tuple[str, str]]:

@@ -87,7 +87,9 @@ class Molecule:
         neighbours = [row.nonzero().flatten().tolist() for row in self.bonded]
         colours = list(self.elements)
         while True:
-            seen = [(c, sorted(colours[k] for k in n)) for c, n in zip(colours, neighbours)]
+            seen = [
+                (c, sorted(colours[k] for k in n)) for c, n in zip(colours, neighbours, strict=True)
+            ]
             numbers = {key: i for i, key in enumerate(sorted({repr(key) for key in seen}))}
             refined = [numbers[repr(key)] for key in seen]
             if len(set(refined)) == len(set(colours)):

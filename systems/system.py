@@ -150,9 +150,7 @@ class System:
         """The Gaussian base, on the zero-mean subspace when the potential is centered."""
         if self.base_kind == "bonds":
             assert self.molecule is not None
-            return BondGaussian(
-                self.n_atoms, self.n_dims, self.base_std, bonds=self.molecule.bonds
-            )
+            return BondGaussian(self.n_atoms, self.n_dims, self.base_std, bonds=self.molecule.bonds)
         return Gaussian(self.n_atoms, self.n_dims, self.base_std, self.potential.centered)
 
     @cached_property

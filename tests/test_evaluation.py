@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from boltztilt.analysis.evaluation import compare, evaluate
+from boltztilt.analysis.evaluation import compare, compare_molecules, evaluate
 from boltztilt.analysis.reference import Reference
+from boltztilt.console import report_rows, sample_rows
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble
@@ -141,3 +142,83 @@ def test_double_well_reports_its_occupancies():
     ensemble = Ensemble(positions, energies, -energies, system)
     compared = compare(ensemble, Reference(positions, energies, system))
     assert compared["short_pair_occupancy"]["raw"] == compared["short_pair_occupancy"]["reference"]
+
+
+class PeptideSampler(BaseSampler):
+    """Alanine dipeptide near its structure, extended; in a tenth the acetyl group is misplaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.system = load_system("aldp")
+
+    def sample(self, n, seed=0, n_steps=20, progress=None):
+        positions = peptides(self.system, n, seed)
+        positions[: n // 10, :6] += 1.0
+        energies = torch.linspace(-20, -10, n, dtype=torch.float64)
+        log_density = -energies - 0.1 * torch.arange(n) / n
+        return Ensemble(positions, energies, log_density, self.system, {"n_energy": n})
+
+    def log_density(self, positions, n_steps=20):
+        return torch.zeros(len(positions), dtype=torch.float64)
+
+
+def peptides(system, n, seed):
+    noise = torch.randn(n, 22, 3, generator=torch.Generator().manual_seed(seed))
+    return system.molecule.structure + 1e-3 * noise
+
+
+@pytest.fixture(scope="module")
+def peptide_report(tmp_path_factory):
+    sampler, folder = PeptideSampler(), tmp_path_factory.mktemp("peptide")
+    positions = peptides(sampler.system, 60, seed=9)
+    positions[30:] = -positions[30:]  # mirror images of the molecule are the molecule
+    energies = torch.linspace(-20, -10, 60, dtype=torch.float64)
+    samples = Reference(positions, energies, sampler.system)
+    return evaluate(sampler, samples, n=40, seed=1, out=folder), folder
+
+
+def test_basins_stand_behind_the_ess_of_a_molecule(peptide_report):
+    report, folder = peptide_report
+    names = list(report)
+    assert names.index("basins") == names.index("ess") + 1
+    assert report["basins"]["ALA2"]["beta"]["reference"] == (1.0, 0.0)
+    assert report["basins"]["ALA2"]["beta"]["raw"].value >= 0.9
+    assert {"ramachandran.png", "torsions.png"} <= {p.name for p in (folder / "plots").iterdir()}
+
+
+def test_faulty_structures_of_a_molecule_are_counted(peptide_report):
+    structures = peptide_report[0]["structures"]
+    assert structures["broken"]["raw"].value == pytest.approx(0.1)
+    assert structures["intact"]["reference"].value == 1.0
+    assert structures["other_stereoisomer"]["reference"].value == 0.0
+
+
+def test_reference_against_itself_is_at_no_distance():
+    system = load_system("aldp")
+    positions = peptides(system, 30, seed=2)
+    energies = torch.zeros(30, dtype=torch.float64)
+    same = Ensemble(positions, energies, energies, system)
+    compared = compare_molecules(same, Reference(positions, energies, system))
+    distances = compared["ramachandran"]["ALA2"]
+    for name in ("total_variation", "jensen_shannon"):
+        assert distances[name]["raw"] == pytest.approx(0.0, abs=1e-12)
+        assert distances[name]["reweighted"] == pytest.approx(0.0, abs=1e-12)
+    for name in ("bond_lengths_nm", "bond_angles_degrees"):
+        assert all(each["raw"] == pytest.approx(0.0, abs=1e-9) for each in compared[name].values())
+        assert compared[name]["mean_rms"]["floor"].value > 0
+
+
+def test_conformations_of_what_is_no_molecule_are_refused(reference):
+    with pytest.raises(ValueError, match="not a molecule"):
+        compare_molecules(BaseSampler().sample(10), reference)
+
+
+def test_basins_are_printed_as_values_with_errors(peptide_report):
+    rows = dict(report_rows(peptide_report[0], {"reference", "training"}))
+    assert rows["basins, ALA2, beta"].startswith("raw ")
+    assert "reference 1 ± 0" in rows["basins, ALA2, beta"]
+    assert rows["ramachandran, ALA2, bins per angle"] == "12"
+    ensemble = PeptideSampler().sample(40)
+    ensemble.info["wall_time"] = 1.0
+    labels = [label for label, _ in sample_rows(ensemble)]
+    assert labels.index("basins of ALA2") == labels.index("ESS") + 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from boltztilt.analysis import metrics, plots
+from boltztilt.analysis import conformations, metrics, plots
 from boltztilt.analysis.free_energy import bar, import_estimators
 from boltztilt.analysis.reference import Reference
 from boltztilt.hardware import hardware
@@ -55,12 +57,14 @@ def evaluate(
     reference_log_weights = log_weights_at(
         sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
     )
+    compared = compare(ensemble, reference, seed)
+    basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {
-        **ensemble.report(),
+        **_inserted(ensemble.report(), "ess", basins),
         "ess_forward": metrics.forward_ess(reference_log_weights),
         "eubo": metrics.eubo(reference_log_weights),
         "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
-        **compare(ensemble, reference, seed),
+        **compared,
         "integration_error": sampler.integration_error(ensemble),
         "device": str(next(sampler.field.parameters()).device),
         "hardware": hardware(sampler.device),
@@ -92,7 +96,8 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
     """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
 
     `floor` is the distance of as many reference structures as the ensemble has; `floor_effective`
-    that of as many as its weights are worth, the best that reweighting can reach.
+    that of as many as its weights are worth, the best that reweighting can reach. Molecules are
+    compared in their conformations as well.
     """
     weights = ensemble.weights
     limit = reference.energies.quantile(TAIL)
@@ -112,7 +117,40 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
     }
     if isinstance(ensemble.system.potential, DoubleWell):
         compared["short_pair_occupancy"] = _occupancies(ensemble, reference)
+    if ensemble.system.molecule is not None:
+        compared |= compare_molecules(ensemble, reference, seed)
     return compared
+
+
+def compare_molecules(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str, Any]:
+    """Basins, intact structures, torsions, bonds and angles, raw and reweighted.
+
+    `basins` and `basin_free_energies` (kT) tell, by residue, what an effective sample size is
+    blind to: a basin that the sampler never visits. Histograms of (phi, psi) are compared by
+    total variation and Jensen-Shannon divergence (nats), with as many bins as the structures can
+    fill; bond lengths and angles by the deviations of their means and standard deviations.
+    """
+    system, molecule = ensemble.system, ensemble.system.molecule
+    if molecule is None:
+        raise ValueError(f"system {system.name!r} is not a molecule: it has no conformations")
+    faults = partial(
+        conformations.intact,
+        molecule=molecule,
+        mirror_images=system.potential.mirror_symmetric,
+    )
+    lengths, angles = (
+        partial(function, molecule=molecule)
+        for function in (conformations.bond_lengths, conformations.bond_angles)
+    )
+    ours, theirs = faults(ensemble.positions), faults(reference.positions)
+    return {
+        **_torsion_comparison(ensemble, reference, seed),
+        "structures": _by_name(ours.fractions, theirs.fractions, ensemble),
+        "bond_lengths_nm": _moment_deviations(lengths, ensemble, reference, seed),
+        "bond_angles_degrees": _moment_deviations(
+            lambda positions: angles(positions) * (180 / math.pi), ensemble, reference, seed
+        ),
+    }
 
 
 def check_extras() -> None:
@@ -144,6 +182,9 @@ def write_evaluation(
             ensemble.log_weights, reference_log_weights, report["log_z_bar"].value, ensemble.ess
         ),
     }
+    if conformations.residue_torsions(ensemble.positions[:1], ensemble.system):
+        figures["ramachandran"] = plots.ramachandran_figure(ensemble, reference)
+        figures["torsions"] = plots.torsion_figure(ensemble, reference)
     log = folder / "log.csv"
     if log.is_file():
         figures["ladder"] = plots.ladder_figure(plots.read_log(log))
@@ -216,4 +257,94 @@ def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str
     return {
         name: {str(count): fraction for count, fraction in occupancy.items()}
         for name, occupancy in found.items()
+    }
+
+
+def _torsion_comparison(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
+    """Basins and histograms of every residue; nothing without a peptide backbone."""
+    compared: dict[str, Any] = {
+        name: {} for name in ("basins", "basin_free_energies", "ramachandran")
+    }
+    theirs = conformations.residue_torsions(reference.positions, reference.system)
+    for name, ours in conformations.residue_torsions(ensemble.positions, ensemble.system).items():
+        for key, function in (
+            ("basins", conformations.basin_populations),
+            ("basin_free_energies", conformations.basin_free_energies),
+        ):
+            compared[key][name] = _by_name(
+                partial(function, ours), partial(function, theirs[name]), ensemble
+            )
+        compared["ramachandran"][name] = _ramachandran_distances(ours, theirs[name], ensemble, seed)
+    return {key: entries for key, entries in compared.items() if entries}
+
+
+def _by_name(
+    estimates: Callable[..., dict[str, Any]],
+    expected: Callable[..., dict[str, Any]],
+    ensemble: Ensemble,
+) -> dict[str, dict[str, Any]]:
+    """Estimates of the ensemble, raw and reweighted, beside those of the reference, by name."""
+    found = {
+        "raw": estimates(groups=ensemble.groups),
+        "reweighted": estimates(weights=ensemble.weights, groups=ensemble.groups),
+        "reference": expected(),
+    }
+    return {name: {view: found[view][name] for view in found} for name in found["reference"]}
+
+
+def _ramachandran_distances(
+    ours: Tensor, theirs: Tensor, ensemble: Ensemble, seed: int
+) -> dict[str, Any]:
+    n_bins = conformations.bin_number(min(len(ours), len(theirs)))
+    histogram = partial(conformations.ramachandran, n_bins=n_bins)
+
+    def between(
+        distance: Callable[[Tensor, Tensor], float],
+        first: Tensor,
+        second: Tensor,
+        weights: Tensor | None = None,
+    ) -> float:
+        return distance(histogram(first, weights=weights), histogram(second))
+
+    compared: dict[str, Any] = {"bins_per_angle": n_bins}
+    for function in (conformations.total_variation, conformations.jensen_shannon):
+        distance = partial(between, function)
+        compared[function.__name__] = {
+            "raw": distance(ours, theirs),
+            "reweighted": distance(ours, theirs, ensemble.weights),
+            **_floors(distance, theirs, ensemble, seed),
+        }
+    return compared
+
+
+def _moment_deviations(
+    variables: Callable[[Tensor], Tensor], ensemble: Ensemble, reference: Reference, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Deviations of means and standard deviations of some variables, with their floors."""
+    ours, theirs = variables(ensemble.positions), variables(reference.positions)
+    raw = conformations.moment_deviations(ours, theirs)._asdict()
+    reweighted = conformations.moment_deviations(ours, theirs, ensemble.weights)._asdict()
+
+    def deviation(name: str, first: Tensor, second: Tensor) -> float:
+        return getattr(conformations.moment_deviations(first, second), name)
+
+    return {
+        name: {
+            "raw": raw[name],
+            "reweighted": reweighted[name],
+            **_floors(partial(deviation, name), theirs, ensemble, seed, n_repeats=4),
+        }
+        for name in raw
+    }
+
+
+def _inserted(report: Mapping[str, Any], after: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with more entries behind one of its own."""
+    names = list(report)
+    position = names.index(after) + 1
+    before, behind = names[:position], names[position:]
+    return {
+        **{name: report[name] for name in before},
+        **entries,
+        **{name: report[name] for name in behind},
     }

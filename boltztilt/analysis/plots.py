@@ -12,6 +12,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from boltztilt.analysis.conformations import (
+    ALPHA_L_PHI,
+    ALPHA_R_PSI,
+    bin_number,
+    ramachandran,
+    residue_torsions,
+)
 from boltztilt.analysis.metrics import pair_distances, radial_distribution
 from boltztilt.analysis.reference import Reference
 from boltztilt.files import atomic_path
@@ -24,6 +31,9 @@ if TYPE_CHECKING:
 REFERENCE, RAW, REWEIGHTED = "0.8", "tab:blue", "tab:orange"
 N_BINS = 80
 LOWEST_LOG_WEIGHT = -20.0  # below it a structure weighs nothing
+HIGHEST_FREE_ENERGY = 7.0  # kT, one structure among a thousand of the most frequent bin
+TORSION_TICKS = range(-120, 121, 60)  # degrees
+BASIN_LABELS = {r"$\alpha_R$": (150, -20), r"$\beta$": (150, 130), r"$\alpha_L$": (60, 150)}
 
 
 def energy_figure(
@@ -80,6 +90,54 @@ def pair_distance_figure(
     below.set(xlabel="pair distance r (length units)", ylabel="difference", xlim=_ends(edges))
     above.legend(frameon=False, fontsize="small")
     below.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def ramachandran_figure(ensemble: Ensemble, reference: Reference) -> Figure:
+    """Free energy of (phi, psi) in kT: sampler, reweighted, reference; one row for each residue.
+
+    -log of the probability of a bin over the largest of the reference, on one scale; bins without
+    structures stay white. Dashed lines part the basins.
+    """
+    ours, theirs = _torsions(ensemble), _torsions(reference)
+    n_bins = bin_number(min(len(ensemble), len(reference)))
+    figure, panels = _new_figure(rows=len(ours), columns=3, size=(9.0, 3.25 * len(ours)))
+    figure.set_layout_engine("compressed")  # keeps the colour bar as high as square panels
+    for row, name in zip(_rows(panels, 3), ours, strict=True):
+        histograms = {
+            "sampler": ramachandran(ours[name], n_bins),
+            "reweighted": ramachandran(ours[name], n_bins, ensemble.weights),
+            "reference": ramachandran(theirs[name], n_bins),
+        }
+        largest = histograms["reference"].max()
+        for axes, (title, histogram) in zip(row, histograms.items(), strict=True):
+            image = _free_energy_map(axes, -(histogram / largest).log())
+            axes.set_title(f"{name}, {title}" if len(ours) > 1 else title)
+            axes.set(xlabel=r"$\phi$ (degrees)")
+        row[0].set(ylabel=r"$\psi$ (degrees)")
+        for axes in row[1:]:
+            axes.tick_params(labelleft=False)
+        figure.colorbar(image, ax=list(row), label="free energy (kT)", extend="max", pad=0.01)
+    return figure
+
+
+def torsion_figure(ensemble: Ensemble, reference: Reference) -> Figure:
+    """The distributions of phi and psi, one row for each residue."""
+    ours, theirs = _torsions(ensemble), _torsions(reference)
+    edges = torch.linspace(-180.0, 180.0, 2 * bin_number(len(ensemble)) + 1).double()
+    figure, panels = _new_figure(rows=len(ours), columns=2, size=(9.0, 0.3 + 3.0 * len(ours)))
+    for row, name in zip(_rows(panels, 2), ours, strict=True):
+        for axes, symbol, first, second in zip(
+            row, (r"$\phi$", r"$\psi$"), ours[name].T, theirs[name].T, strict=True
+        ):
+            first, second = first.rad2deg().double(), second.rad2deg().double()
+            _histogram(axes, second, edges, "reference", filled=True)
+            _histogram(axes, first, edges, "sampler", color=RAW)
+            _histogram(axes, first, edges, "reweighted", weights=ensemble.weights, color=REWEIGHTED)
+            label = f"{symbol} of {name} (degrees)"
+            axes.set(xlabel=label, xlim=_ends(edges), xticks=TORSION_TICKS, ylim=(0, None))
+        row[0].set(ylabel="probability density (1/degree)")
+        row[0].legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -163,12 +221,14 @@ def write_figures(folder: str | Path, figures: Mapping[str, Figure]) -> list[Pat
 _TAILS = torch.tensor([0.001, 0.999], dtype=torch.float64)
 
 
-def _new_figure(rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def _new_figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None
+) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'boltztilt[plot]'") from error
-    size = (6.0 if columns == 1 else 9.0, 4.0 if rows == 1 else 2.7 * rows)
+    size = size or (6.0 if columns == 1 else 9.0, 4.0 if rows == 1 else 2.7 * rows)
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, sharex=columns == 1)
 
@@ -188,6 +248,37 @@ def _histogram(
     counts = torch.histogram(values[inside], edges, weight=weights[inside]).hist
     density = counts / (weights.sum() * edges.diff())
     axes.stairs(density.numpy(), edges.numpy(), fill=filled, color=color, label=label)
+
+
+def _torsions(samples: Ensemble | Reference) -> dict[str, Tensor]:
+    found = residue_torsions(samples.positions, samples.system)
+    if not found:
+        raise ValueError(f"system {samples.system.name!r} has no backbone torsions to draw")
+    return found
+
+
+def _rows(panels: Any, columns: int) -> Any:
+    """The panels as rows, also where there is one row only."""
+    return panels.reshape(-1, columns)
+
+
+def _free_energy_map(axes: Axes, energies: Tensor) -> Any:
+    """Draws a map over (phi, psi) with the borders of the basins, and returns the image."""
+    edges = torch.linspace(-180.0, 180.0, len(energies) + 1)
+    energies = energies.where(torch.isfinite(energies), math.nan)
+    image = axes.pcolormesh(
+        edges.numpy(), edges.numpy(), energies.T.numpy(), vmin=0.0, vmax=HIGHEST_FREE_ENERGY
+    )
+    left, right = (math.degrees(phi) for phi in ALPHA_L_PHI)
+    border: dict[str, Any] = {"color": "0.5", "linewidth": 0.8, "linestyle": "--"}
+    axes.vlines([left, right], -180, 180, **border)
+    for psi in map(math.degrees, ALPHA_R_PSI):
+        axes.hlines([psi, psi], [-180, right], [left, 180], **border)
+    for label, (phi, psi) in BASIN_LABELS.items():
+        axes.text(phi, psi, label, color="0.35", ha="center", va="center")
+    axes.set(xticks=TORSION_TICKS, yticks=TORSION_TICKS, aspect="equal")
+    axes.set(xlim=_ends(edges), ylim=_ends(edges))
+    return image
 
 
 def _density_noise(reference: Reference, edges: Tensor, n_parts: int = 20) -> Tensor:
