@@ -119,6 +119,8 @@ def training_words(status: TrainingStatus) -> str:
         ("loss", status.loss, ".4g"),
         ("ESS", status.ess, ".1%"),
         ("<U>", status.mean_energy, ".2f"),
+        ("ancestors", float(status.n_ancestors), ".0f"),
+        ("mirrored", status.mirrored, ".1%"),
     ):
         if value == value:
             words.append(f"{label} {value:{layout}}")

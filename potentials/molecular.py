@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     import openmm
 
 PAIR_VALUES = {"cpu": 2**16, "cuda": 2**20}  # of a part of the batch: a thread's cache holds them
+WORTH_COMPILING = 2**20  # frames, for which compiling takes no longer than it saves
 VECTOR = 16  # frames that a processor handles at once
 
 
 def molecular_potential(
-    system: openmm.System, temperature: float, compile: bool = False, **options: Any
+    system: openmm.System, temperature: float, compile: bool | None = None, **options: Any
 ) -> ForceFieldPotential | OpenMMPotential:
     """Returns the energy of an OpenMM System in kT, for positions in nm.
 
@@ -67,20 +68,22 @@ class ForceFieldPotential(Potential):
     Args:
         terms: what to sum.
         n_atoms: number of atoms.
-        compile: use torch.compile: a few times faster after some ten seconds at the first call.
-            Energies that autograd has to follow are not compiled.
+        compile: use torch.compile: a few times faster after some ten seconds at the first call;
+            None compiles once so many frames were evaluated that more are to be expected. Energies
+            that autograd has to follow are not compiled.
     """
 
     n_dims = 3
     centered = True
 
-    def __init__(self, terms: list[Term], n_atoms: int, compile: bool = False):
+    def __init__(self, terms: list[Term], n_atoms: int, compile: bool | None = None):
         if not terms:
             raise ValueError("the System has no force: create it with a ForceField, or add forces")
         self.terms = terms
         self.n_atoms = n_atoms
         self.mirror_symmetric = all(term.mirror_symmetric for term in terms)
         self.compile = compile
+        self._n_evaluated = 0
         self._compiled: dict[tuple[Callable, str], Callable] = {}
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
@@ -100,7 +103,9 @@ class ForceFieldPotential(Potential):
 
     def _evaluate(self, function: Callable, positions: Tensor) -> list:
         """Returns what a function gives for every part, compiled if wanted."""
-        if not self.compile:
+        self._n_evaluated += len(positions)
+        expected = self._n_evaluated > WORTH_COMPILING
+        if not (expected if self.compile is None else self.compile):
             return [function(part) for part in self._parts(positions)]
         key = (function, positions.device.type)
         if key not in self._compiled:

@@ -146,7 +146,7 @@ def test_systematic_resampling_rounds_every_share_up_or_down(generator):
     weights = torch.rand(200, generator=generator, dtype=torch.float64) ** 3
     weights[50:80] = 0
     positions = torch.arange(200.0).view(-1, 1, 1)
-    drawn = resample(positions, weights, generator).flatten().long()
+    drawn = positions[resample(weights, generator)].flatten().long()
     counts = torch.bincount(drawn, minlength=200)
     expected = 200 * weights / weights.sum()
     assert len(drawn) == 200
@@ -159,7 +159,7 @@ def test_resampling_is_unbiased(generator):
     positions = torch.arange(4.0).view(-1, 1, 1)
     counts = torch.stack(
         [
-            torch.bincount(resample(positions, weights, generator).flatten().long(), minlength=4)
+            torch.bincount(positions[resample(weights, generator)].flatten().long(), minlength=4)
             for _ in range(2000)
         ]
     ).double()

@@ -64,7 +64,7 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     width = (particles.square().sum() / (len(particles) * BASE.dof)).sqrt()
     field = Scaled(0.3).double()
     loss = likelihood_loss(
-        field, field.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(20, 1.6, generator)
     )
     scale = field.scale.detach()
     exact = BASE.dof * scale - BASE.log_density(particles * torch.exp(-scale)).mean()
@@ -75,7 +75,7 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     assert slope < -1
     best = Scaled(float(width.log())).double()
     likelihood_loss(
-        best, best.velocity_and_divergence, particles, BASE, draw_grid(20, generator)
+        best, best.velocity_and_divergence, particles, BASE, draw_grid(20, 1.6, generator)
     ).backward()
     assert abs(best.scale.grad) < 1e-3
 
@@ -100,7 +100,7 @@ def test_likelihood_of_a_network_is_what_the_flow_says(generator):
     fine = integrate(field, particles, warped_grid(60).flip(0))
     expected = -(BASE.log_density(fine.positions) - fine.log_density_change).mean()
     loss = likelihood_loss(
-        field, field.velocity_and_divergence, particles, BASE, draw_grid(40, generator)
+        field, field.velocity_and_divergence, particles, BASE, draw_grid(40, 1.6, generator)
     )
     torch.testing.assert_close(loss, expected, atol=1e-2, rtol=0)
     loss.backward()

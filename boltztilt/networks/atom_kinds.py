@@ -53,9 +53,7 @@ class AtomKinds(nn.Module):
         low = torch.minimum(of_atom[:, None], of_atom)
         high = torch.maximum(of_atom[:, None], of_atom)
         first, second = torch.triu_indices(len(of_atom), len(of_atom), offset=1)
-        names, of_pair = torch.unique(
-            (low * len(roles) + high)[first, second], return_inverse=True
-        )
+        names, of_pair = torch.unique((low * len(roles) + high)[first, second], return_inverse=True)
         table = torch.zeros(len(of_atom), len(of_atom), dtype=torch.long)
         table[first, second] = table[second, first] = of_pair
         self.register_buffer("of_atom", of_atom, persistent=False)

@@ -53,9 +53,7 @@ class Gaussian:
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2)
         return -self.squared_norm(positions.double()) / 2 - normaliser
 
-    def squared_norm(
-        self, vectors: Float[Tensor, "batch atoms dims"]
-    ) -> Float[Tensor, "batch"]:
+    def squared_norm(self, vectors: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
         """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
         return vectors.square().sum(dim=(-1, -2)) / self.std**2
 
@@ -115,9 +113,7 @@ class BondGaussian(Gaussian):
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2) - spread
         return -self.squared_norm(positions.double()) / 2 - normaliser
 
-    def squared_norm(
-        self, vectors: Float[Tensor, "batch atoms dims"]
-    ) -> Float[Tensor, "batch"]:
+    def squared_norm(self, vectors: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
         """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
         first, second = self.bonds.to(vectors.device)
         squares = (vectors[:, first] - vectors[:, second]).square().sum(dim=(-1, -2))

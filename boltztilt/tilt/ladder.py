@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from boltztilt.sampling.base import Gaussian
@@ -27,6 +27,7 @@ class Rung:
         weights: their weights for rho_{a+h}, mean one.
         scaled_rewards: h r of the particles.
         matching: samples of rho_{a+h} for flow matching: resampled particles, rejuvenated.
+        ancestors: for each of these, the number of the base draw or rollout it descends from.
         cess: conditional ESS of the step.
         log_z_change: log Z_{a+h} - log Z_a (from 0 to a + h with exact weights).
         mean_reward: average of r under rho_a, d log Z / da.
@@ -40,6 +41,7 @@ class Rung:
     weights: Float64[Tensor, "batch"]
     scaled_rewards: Float64[Tensor, "batch"]
     matching: Float[Tensor, "batch atoms dims"]
+    ancestors: Int64[Tensor, "batch"]
     cess: float
     log_z_change: float
     mean_reward: float
@@ -64,16 +66,19 @@ def climb(
     recipe: Recipe,
     chains: Chains,
     device: torch.device,
-    carried: Float[Tensor, "batch atoms dims"] | None = None,
+    carried: tuple[Float[Tensor, "batch atoms dims"], Int64[Tensor, "batch"]] | None = None,
 ) -> Rung:
     """The next rung above level `a`, whose step keeps the recipe's conditional ESS.
 
-    `carried` are samples of rho_a that take the place of fresh rollouts of the field.
+    `carried` are samples of rho_a, with their ancestors, that take the place of fresh rollouts of
+    the field.
     """
     if carried is None:
         particles, log_density = draw_particles(field, base, a, recipe, chains, device)
+        ancestors = torch.arange(len(particles), device=device)
     else:
-        particles, log_density = carried, base.log_density(carried)
+        particles, ancestors = carried
+        log_density = base.log_density(particles)
     reward = rewards(chains.potential, base, particles)
     finite = torch.isfinite(reward)
     prior = torch.zeros_like(reward)
@@ -86,8 +91,10 @@ def climb(
     weights = tilt_weights(prior + scaled)
     n_drawn = recipe.n_particles if recipe.exact_weights else len(reward)
     shares = torch.where(finite, prior, -torch.inf).softmax(0)
-    matching = resample(particles, weights, chains.generator)
-    matching, acceptance = chains.run(matching, level_after(a, step), recipe.recentring_steps)
+    chosen = resample(weights, chains.generator)
+    matching, acceptance = chains.run(
+        particles[chosen], level_after(a, step), recipe.recentring_steps
+    )
     energy = chains.potential.energy(matching).double()
     return Rung(
         a=a,
@@ -96,6 +103,7 @@ def climb(
         weights=weights,
         scaled_rewards=scaled,
         matching=matching,
+        ancestors=ancestors[chosen],
         cess=conditional_ess(reward, step, prior),
         log_z_change=float(torch.logsumexp(prior + scaled, 0)) - math.log(n_drawn),
         mean_reward=float((shares * torch.where(finite, reward, 0.0)).sum()),

@@ -88,7 +88,9 @@ class Losses:
         recipe = self.recipe
         n = recipe.likelihood_batch
         chosen = torch.randint(len(particles), (n,), generator=self.generator).to(self.device)
-        times = draw_grid(recipe.likelihood_solver_steps, self.generator)
+        times = draw_grid(
+            recipe.likelihood_solver_steps, recipe.likelihood_grid_power, self.generator
+        )
         evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
         size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
         fields = (self.velocity, self.rates)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
@@ -84,10 +84,8 @@ def rewards(
 
 
 def resample(
-    positions: Float[Tensor, "batch atoms dims"],
-    weights: Float64[Tensor, "batch"],
-    generator: torch.Generator,
-) -> Float[Tensor, "batch atoms dims"]:
-    """As many positions, drawn by weight with systematic resampling."""
-    chosen = systematic_resampling(weights.double().cpu()[None], len(positions), generator)[0]
-    return positions[chosen.to(positions.device)]
+    weights: Float64[Tensor, "batch"], generator: torch.Generator
+) -> Int64[Tensor, "batch"]:
+    """Indices of as many particles, drawn by weight with systematic resampling."""
+    chosen = systematic_resampling(weights.double().cpu()[None], len(weights), generator)[0]
+    return chosen.to(weights.device)

@@ -28,6 +28,7 @@ POSITIVE = (
     "times_per_pair",
     "likelihood_batch",
     "likelihood_solver_steps",
+    "likelihood_grid_power",
     "likelihood_rate",
     "learning_rate",
     "gradient_clip",
@@ -83,6 +84,8 @@ class Recipe:
             updates, Runge-Kutta steps back to the base, and the learning rate, which falls as it
             does while polishing. Memory grows with batch, steps and pairs of atoms: 3 GB at
             64 particles of 13 atoms and 8 steps.
+        likelihood_grid_power: of the grid of these steps, the larger the finer towards t = 1
+            (`warped_grid`); stiff bonds need about 2.
         likelihood_anchor: weight of the distance to the field that flow matching left, in nats.
             Without it the field stiffens until the few steps integrate it wrongly, and the
             likelihood rises without bound.
@@ -117,6 +120,7 @@ class Recipe:
     likelihood_steps: int = 0
     likelihood_batch: int = 64
     likelihood_solver_steps: int = 8
+    likelihood_grid_power: float = 1.6
     likelihood_rate: float = 1e-3
     likelihood_anchor: float = 1.0
     batch_size: int = 256

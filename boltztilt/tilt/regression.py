@@ -16,8 +16,8 @@ from boltztilt.tilt.ladder import Rung
 from boltztilt.tilt.objectives import explicit_target, implicit_target
 from boltztilt.tilt.recipe import Recipe
 
-GRID_POWERS = (1.4, 1.8)
-"""Range of the power of `warped_grid` on which likelihoods are integrated while training."""
+GRID_POWERS = 0.2
+"""Half the range of powers of `warped_grid` on which likelihoods are integrated while training."""
 
 
 def draw_bridge(
@@ -70,14 +70,13 @@ def tilting_loss(
     return (bridge.times * base.squared_norm(predicted - target)).mean()
 
 
-def draw_grid(n_steps: int, generator: torch.Generator) -> Float64[Tensor, "times"]:
-    """Falling times of a few steps for a likelihood.
+def draw_grid(n_steps: int, power: float, generator: torch.Generator) -> Float64[Tensor, "times"]:
+    """Falling times of a few steps for a likelihood, on `warped_grid` of about the given power.
 
-    Their power is drawn anew for each update, so that the field cannot learn to live off the error
+    The power is drawn anew for each update, so that the field cannot learn to live off the error
     of one grid.
     """
-    low, high = GRID_POWERS
-    power = low + (high - low) * float(torch.rand(1, generator=generator))
+    power += GRID_POWERS * (2 * float(torch.rand(1, generator=generator)) - 1)
     return warped_grid(n_steps, power).flip(0)
 
 

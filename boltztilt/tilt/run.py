@@ -44,6 +44,8 @@ LOG_COLUMNS = (
     "mean_reward",
     "mean_energy",
     "log_z",
+    "n_ancestors",
+    "mirrored",
     "n_energy",
     "seconds",
 )
@@ -64,6 +66,8 @@ class TrainingStatus:
 
     `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor.
     `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
+    `n_ancestors` counts the draws that the particles of the ladder descend from, `mirrored` is the
+    share of a molecule's mirror images among them: far from one half, they have collapsed.
     """
 
     stage: str
@@ -76,6 +80,8 @@ class TrainingStatus:
     loss: float
     acceptance: float
     mean_energy: float
+    n_ancestors: int
+    mirrored: float
     fraction_done: float
     seconds: float
 
@@ -110,6 +116,7 @@ class TrainingRun:
         )
         self.rung: Rung | None = None
         self.particles = torch.empty(0)
+        self.ancestors = torch.empty(0, dtype=torch.long)
         self.progress: dict[str, Any] = {
             "stage": "ladder",
             "rung": 0,
@@ -121,6 +128,8 @@ class TrainingRun:
             "log_z": 0.0,
             "acceptance": 0.0,
             "mean_energy": float("nan"),
+            "n_ancestors": 0,
+            "mirrored": float("nan"),
             "seconds": 0.0,
         }
         self.rows: list[list[Any]] = []
@@ -218,12 +227,14 @@ class TrainingRun:
             self.recipe,
             self.chains,
             self.device,
-            carried=None if fresh else self.particles,
+            carried=None if fresh else (self.particles, self.ancestors),
         )
         if self.recipe.objective == "etm":
             refuse_explicit_on_singular_core(rung)
         self.progress["acceptance"] = rung.acceptance
         self.progress["mean_energy"] = rung.mean_energy
+        self.progress["n_ancestors"] = len(rung.ancestors.unique())
+        self.progress["mirrored"] = self._share_mirrored(rung.matching)
         self.rung = rung
         return rung
 
@@ -235,10 +246,17 @@ class TrainingRun:
         progress["a"] = rung.new_a
         progress["rung"] += 1
         progress["stage_step"] = 0
-        self.particles = rung.matching
+        self.particles, self.ancestors = rung.matching, rung.ancestors
         if progress["a"] >= 1.0:
             progress["stage"] = "polish"
         self.rung = None
+
+    def _share_mirrored(self, particles: Tensor) -> float:
+        """Share of a molecule's mirror images, one half unless the particles have collapsed."""
+        if not self.system.one_handed:
+            return float("nan")
+        assert self.system.molecule is not None
+        return float(self.system.molecule.unmirrored(particles.cpu())[1].double().mean())
 
     def _refresh_particles(self, refreshment: int) -> None:
         """Moves the particles along their chains, or starts them anew from rollouts."""
@@ -266,6 +284,7 @@ class TrainingRun:
         self.particles = self.particles[finite]
         self.progress["acceptance"] = acceptance
         self.progress["mean_energy"] = float(energy[finite].mean())
+        self.progress["mirrored"] = self._share_mirrored(self.particles)
         if refreshment > 0:
             self._log(h=0.0, cess=float("nan"), mean_reward=float("nan"))
 
@@ -295,6 +314,8 @@ class TrainingRun:
             loss=progress["loss"],
             acceptance=progress["acceptance"],
             mean_energy=progress["mean_energy"],
+            n_ancestors=progress["n_ancestors"],
+            mirrored=progress["mirrored"],
             fraction_done=self._fraction_done(),
             seconds=progress["seconds"],
         )
@@ -343,6 +364,7 @@ class TrainingRun:
             "rows": [list(row) for row in self.rows],
             "rung": rung,
             "particles": self.particles,
+            "ancestors": self.ancestors,
             "chain_step_size": self.chains.step_size,
             "counts": [
                 self.potential.n_energy,
@@ -362,6 +384,7 @@ class TrainingRun:
         self.rows = [list(row) for row in state["rows"]]
         self.rung = None if state["rung"] is None else Rung(**_to(state["rung"], self.device))
         self.particles = state["particles"].to(self.device)
+        self.ancestors = state["ancestors"].to(self.device)
         self.chains.step_size = state["chain_step_size"]
         counts = state["counts"]
         self.potential.n_energy, self.potential.n_force, self.potential.n_nonfinite = counts

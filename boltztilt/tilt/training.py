@@ -99,6 +99,9 @@ def _started(
     if system.source is not None:
         with atomic_path(folder / "system.toml") as temporary:
             shutil.copyfile(system.source, temporary)
+        for file in system.files:
+            with atomic_path(folder / file.name) as temporary:
+                shutil.copyfile(file, temporary)
     run.save(folder)
     return run
 
