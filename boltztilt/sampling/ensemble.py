@@ -93,8 +93,8 @@ class Ensemble:
 
         Where a molecule's energy does not tell mirror images apart, neither does the law that the
         structures were drawn from: reflecting those of the wrong hand doubles its density, and Z
-        is that of one hand. `info["mirrored"]` is their share with its error: far from one half, the
-        structures have collapsed. Other systems stay as they are.
+        is that of one hand. `info["mirrored"]` is their share with its error: far from one half,
+        the structures have collapsed. Other systems stay as they are.
         """
         if not self.system.one_handed:
             return self
