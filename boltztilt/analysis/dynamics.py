@@ -1,0 +1,277 @@
+"""Langevin dynamics of a molecule by OpenMM: independent replicas that can be interrupted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from boltztilt.checkpoint import load_state, save_state
+from boltztilt.energy import Potential
+from boltztilt.potentials.openmm_frames import find_platform, import_openmm
+from boltztilt.potentials.openmm_potential import OpenMMSource
+
+if TYPE_CHECKING:
+    import openmm
+
+PLATFORM = "Reference"  # double precision, and the fastest for a few tens of atoms
+FRAMES_PER_BLOCK = 20
+COOLING_STAGES = 8
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """How replicas move and start.
+
+    Attributes:
+        time_step: in fs.
+        friction: in 1/ps.
+        smallest_mass: in dalton; lighter atoms are given this mass. Masses do not enter the
+            distribution of positions, and heavier hydrogens allow twice the time step.
+        frame_interval: time between two frames, in ps.
+        hot_temperature: in kelvin, at which every replica starts.
+        hot_time: in ps, spent there, to enter other basins.
+        cooling_time: in ps, from there to the temperature of the system, in equal stages.
+        settling_time: in ps, at the temperature of the system before the first frame.
+    """
+
+    time_step: float = 2.0
+    friction: float = 1.0
+    smallest_mass: float = 4.0
+    frame_interval: float = 2.0
+    hot_temperature: float = 600.0
+    hot_time: float = 20.0
+    cooling_time: float = 40.0
+    settling_time: float = 40.0
+
+    def __post_init__(self) -> None:
+        for name in ("time_step", "friction", "frame_interval", "hot_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("smallest_mass", "hot_time", "cooling_time", "settling_time"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if 1000.0 * self.frame_interval < self.time_step:
+            raise ValueError(
+                f"frame_interval ({self.frame_interval} ps) is shorter than time_step "
+                f"({self.time_step} fs)"
+            )
+
+    @property
+    def starting_time(self) -> float:
+        """Time of a replica before its first frame, in ps."""
+        return self.hot_time + self.cooling_time + self.settling_time
+
+    def n_steps(self, time: float) -> int:
+        """How many time steps there are in a time in ps."""
+        return round(1000.0 * time / self.time_step)
+
+
+class PhasePoint(NamedTuple):
+    """Positions in nm and velocities in nm/ps of one replica."""
+
+    positions: Float64[Tensor, "atoms 3"]
+    velocities: Float64[Tensor, "atoms 3"]
+
+
+def run_replicas(
+    source: OpenMMSource,
+    structure: Float[Tensor, "atoms 3"],
+    n_replicas: int,
+    n_frames: int,
+    seed: int = 0,
+    settings: Langevin | None = None,
+    state_path: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float32[Tensor, "replicas frames atoms 3"]:
+    """Frames of independent replicas by Langevin dynamics at the temperature of the source.
+
+    The structure is minimised; every replica is heated with its own velocities, cooled in stages,
+    and settles before its first frame. Replicas advance in turn by blocks of frames. Each block is
+    a function of positions, velocities and its own seed alone, so that a run continued from
+    `state_path`, which is written after each round of blocks, is that of an uninterrupted one.
+
+    Positions follow the density of the energy up to the error of the time step, which for
+    harmonic bonds vanishes: the scheme draws positions of a harmonic oscillator exactly.
+
+    Args:
+        progress: called with the picoseconds done and wanted, all replicas together.
+
+    Reference: Zhang et al. (2019), Unified efficient thermostat scheme for the canonical ensemble
+        with holonomic or isokinetic constraints, doi:10.1021/acs.jpca.9b02771 (LFMiddle).
+    """
+    settings = settings or Langevin()
+    given = {"seed": seed, "n_replicas": n_replicas, "n_frames": n_frames, **asdict(settings)}
+    run = _Run(with_smallest_mass(source, settings.smallest_mass), settings, given)
+    done = run.load(state_path) if resume and state_path else None
+    replicas, frames = done or ([], torch.empty(n_replicas, 0, *structure.shape))
+    total = round(n_replicas * (settings.starting_time + n_frames * settings.frame_interval))
+    for index in range(len(replicas), n_replicas):
+        replicas.append(run.start(structure, index))
+        _report(progress, (index + 1) * settings.starting_time, total)
+    started = n_replicas * settings.starting_time
+    while frames.shape[1] < n_frames:
+        n_block = min(FRAMES_PER_BLOCK, n_frames - frames.shape[1])
+        blocks = []
+        for index, replica in enumerate(replicas):
+            block, replicas[index] = run.advance(replica, n_block, index, frames.shape[1])
+            blocks.append(block)
+            n_done = n_replicas * frames.shape[1] + (index + 1) * n_block
+            _report(progress, started + n_done * settings.frame_interval, total)
+        frames = torch.cat([frames, torch.stack(blocks)], dim=1)
+        if state_path:
+            run.save(state_path, replicas, frames)
+    return frames
+
+
+def langevin(
+    source: OpenMMSource,
+    start: PhasePoint,
+    n_frames: int,
+    n_steps: int,
+    temperature: float,
+    settings: Langevin,
+    seed: int,
+) -> tuple[Float32[Tensor, "frames atoms 3"], PhasePoint]:
+    """`n_frames` frames, `n_steps` time steps apart, and where the dynamics ends.
+
+    Raises:
+        ValueError: the dynamics becomes unstable.
+    """
+    mm = import_openmm()
+    integrator = mm.LangevinMiddleIntegrator(
+        temperature, settings.friction, 1e-3 * settings.time_step
+    )
+    integrator.setRandomNumberSeed(seed)
+    context = mm.Context(source.system, integrator, find_platform(PLATFORM))
+    context.setPositions(start.positions.numpy())
+    context.setVelocities(start.velocities.numpy())
+    frames = torch.empty(n_frames, *start.positions.shape, dtype=torch.float64)
+    try:
+        for frame in range(n_frames):
+            integrator.step(n_steps)
+            frames[frame] = _positions(context)
+    except mm.OpenMMException as error:
+        if "nan" not in str(error).lower():
+            raise
+        frames[-1] = torch.nan
+    if not torch.isfinite(frames).all():
+        raise ValueError(
+            f"the dynamics at {temperature:.0f} K became unstable with a time step of "
+            f"{settings.time_step} fs: choose a shorter one"
+        )
+    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    return frames.float(), PhasePoint(_positions(context), torch.from_numpy(velocities))
+
+
+def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSource:
+    """A copy of the source in which no atom is lighter than `smallest_mass`, in dalton."""
+    system = copy.deepcopy(source.system)
+    for atom in range(system.getNumParticles()):
+        if system.getParticleMass(atom)._value < smallest_mass:
+            system.setParticleMass(atom, smallest_mass)
+    return source._replace(system=system)
+
+
+def minimised(
+    source: OpenMMSource, structure: Float[Tensor, "atoms 3"]
+) -> Float64[Tensor, "atoms 3"]:
+    """The structure at the nearest minimum of the energy."""
+    mm = import_openmm()
+    context = mm.Context(source.system, mm.VerletIntegrator(0.001), find_platform(PLATFORM))
+    context.setPositions(structure.double().numpy())
+    mm.LocalEnergyMinimizer.minimize(context)
+    return _positions(context)
+
+
+def thermal_velocities(
+    source: OpenMMSource, temperature: float, seed: int
+) -> Float64[Tensor, "atoms 3"]:
+    """Velocities of a temperature in nm/ps."""
+    mm = import_openmm()
+    context = mm.Context(source.system, mm.VerletIntegrator(0.001), find_platform(PLATFORM))
+    context.setPositions(np.zeros((source.system.getNumParticles(), 3)))
+    context.setVelocitiesToTemperature(temperature, seed)
+    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    return torch.from_numpy(velocities)
+
+
+def find_source(potential: Potential) -> OpenMMSource | None:
+    """The OpenMM System behind a potential, if there is one."""
+    return getattr(potential, "source", None)
+
+
+@dataclass
+class _Run:
+    """What stays the same while replicas advance."""
+
+    source: OpenMMSource
+    settings: Langevin
+    given: dict[str, Any]
+
+    def start(self, structure: Tensor, index: int) -> PhasePoint:
+        """A replica after heating, cooling and settling."""
+        settings, temperature = self.settings, self.source.temperature
+        hot = max(settings.hot_temperature, temperature)
+        velocities = thermal_velocities(self.source, hot, self.seed(index, 0))
+        replica = PhasePoint(minimised(self.source, structure), velocities)
+        stages = [(hot, settings.hot_time)]
+        for kelvin in np.linspace(hot, temperature, COOLING_STAGES + 1)[1:]:
+            stages.append((float(kelvin), settings.cooling_time / COOLING_STAGES))
+        stages.append((temperature, settings.settling_time))
+        for stage, (kelvin, time) in enumerate(stages, start=1):
+            n_steps = settings.n_steps(time)
+            seed = self.seed(index, stage)
+            replica = langevin(self.source, replica, 1, n_steps, kelvin, settings, seed)[1]
+        return replica
+
+    def advance(
+        self, replica: PhasePoint, n_frames: int, index: int, n_before: int
+    ) -> tuple[Tensor, PhasePoint]:
+        """The next frames of a replica, and where it then stands."""
+        n_steps = self.settings.n_steps(self.settings.frame_interval)
+        seed = self.seed(index, COOLING_STAGES + 3 + n_before)
+        kelvin = self.source.temperature
+        return langevin(self.source, replica, n_frames, n_steps, kelvin, self.settings, seed)
+
+    def seed(self, index: int, stage: int) -> int:
+        """A seed of its own for every part of every replica; never 0, which OpenMM draws anew."""
+        words = np.random.SeedSequence([self.given["seed"], index, stage]).generate_state(1)
+        return 1 + int(words[0]) % (LARGEST_SEED - 1)
+
+    def save(self, path: Path, replicas: list[PhasePoint], frames: Tensor) -> None:
+        """Writes where the run stands, whole or not at all."""
+        positions, velocities = (torch.stack(parts) for parts in zip(*replicas, strict=True))
+        state = {"positions": positions, "velocities": velocities, "frames": frames}
+        save_state(path, {"progress": frames.shape[1], "settings": self.given, **state})
+
+    def load(self, path: Path) -> tuple[list[PhasePoint], Tensor] | None:
+        """Where the run in a file stands; None where there is no file."""
+        if not path.exists():
+            return None
+        state = load_state(path)
+        other = {key for key in self.given if state["settings"].get(key) != self.given[key]}
+        if other:
+            words = ", ".join(f"{key} = {state['settings'].get(key)}" for key in sorted(other))
+            raise ValueError(f"{path} was made with {words}: resume with the same, or start anew")
+        replicas = list(map(PhasePoint, state["positions"], state["velocities"]))
+        return replicas, state["frames"]
+
+
+def _positions(context: openmm.Context) -> Float64[Tensor, "atoms 3"]:
+    positions = context.getState(positions=True).getPositions(asNumpy=True)._value
+    return torch.from_numpy(np.array(positions))
+
+
+def _report(progress: Callable[[int, int], None] | None, done: float, total: int) -> None:
+    if progress is not None:
+        progress(round(done), total)
