@@ -1,4 +1,4 @@
-"""Basins of a peptide's backbone: which structures have phi > 0, are helical, or cis."""
+"""Basins of a peptide's backbone: which structures have phi > 0 or are helical."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def backbone_basins(
 ) -> dict[str, Bool[Tensor, "batch"]]:
     """Whether each structure is in each basin, for every residue with both phi and psi.
 
-    `phi_positive` is phi > 0, `helix` phi < 0 with psi in HELIX, and `cis` an omega closer to 0
-    than to 180 degrees in any peptide bond. Residues are numbered where there are several. Empty
-    for what is not a peptide. Structures are reflected to the handedness of the molecule first.
+    `phi_positive` is phi > 0 and `helix` phi < 0 with psi in HELIX. Residues are numbered where
+    there are several. Empty for what is not a peptide. Structures are reflected to the handedness
+    of the molecule first.
     """
     if system.molecule is None:
         return {}
     own = system.molecule.unmirrored(positions)[0]
     trajectory = mdtraj.Trajectory(own.numpy(), system.topology())
-    phi, psi, omega = (
+    phi, psi = (
         torch.from_numpy(compute(trajectory)[1].astype(np.float64))
-        for compute in (mdtraj.compute_phi, mdtraj.compute_psi, mdtraj.compute_omega)
+        for compute in (mdtraj.compute_phi, mdtraj.compute_psi)
     )
     n_residues = min(phi.shape[1], psi.shape[1])
     basins = {}
@@ -41,6 +41,4 @@ def backbone_basins(
         within = (psi[:, residue] > HELIX[0]) & (psi[:, residue] < HELIX[1])
         basins[f"phi_positive{number}"] = ~left
         basins[f"helix{number}"] = left & within
-    if n_residues and omega.shape[1]:
-        basins["cis"] = (omega.cos() > 0).any(dim=1)
     return basins

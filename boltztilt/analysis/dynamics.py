@@ -159,7 +159,7 @@ def langevin(
     try:
         for frame in range(n_frames):
             integrator.step(n_steps)
-            frames[frame] = _positions(context)
+            frames[frame] = _phase_point(context).positions
     except mm.OpenMMException as error:
         if "nan" not in str(error).lower():
             raise
@@ -169,8 +169,7 @@ def langevin(
             f"the dynamics at {temperature:.0f} K became unstable with a time step of "
             f"{settings.time_step} fs: choose a shorter one"
         )
-    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
-    return frames.float(), PhasePoint(_positions(context), torch.from_numpy(velocities))
+    return frames.float(), _phase_point(context)
 
 
 def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSource:
@@ -183,26 +182,15 @@ def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSour
 
 
 def minimised(
-    source: OpenMMSource, structure: Float[Tensor, "atoms 3"]
-) -> Float64[Tensor, "atoms 3"]:
-    """The structure at the nearest minimum of the energy."""
+    source: OpenMMSource, structure: Float[Tensor, "atoms 3"], temperature: float, seed: int
+) -> PhasePoint:
+    """The structure at the nearest minimum of the energy, with velocities of a temperature."""
     mm = import_openmm()
     context = mm.Context(source.system, mm.VerletIntegrator(0.001), find_platform(PLATFORM))
     context.setPositions(structure.double().numpy())
     mm.LocalEnergyMinimizer.minimize(context)
-    return _positions(context)
-
-
-def thermal_velocities(
-    source: OpenMMSource, temperature: float, seed: int
-) -> Float64[Tensor, "atoms 3"]:
-    """Velocities of a temperature in nm/ps."""
-    mm = import_openmm()
-    context = mm.Context(source.system, mm.VerletIntegrator(0.001), find_platform(PLATFORM))
-    context.setPositions(np.zeros((source.system.getNumParticles(), 3)))
     context.setVelocitiesToTemperature(temperature, seed)
-    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
-    return torch.from_numpy(velocities)
+    return _phase_point(context)
 
 
 def find_source(potential: Potential) -> OpenMMSource | None:
@@ -222,8 +210,7 @@ class _Run:
         """A replica after heating, cooling and settling."""
         settings, temperature = self.settings, self.source.temperature
         hot = max(settings.hot_temperature, temperature)
-        velocities = thermal_velocities(self.source, hot, self.seed(index, 0))
-        replica = PhasePoint(minimised(self.source, structure), velocities)
+        replica = minimised(self.source, structure, hot, self.seed(index, 0))
         stages = [(hot, settings.hot_time)]
         for kelvin in np.linspace(hot, temperature, COOLING_STAGES + 1)[1:]:
             stages.append((float(kelvin), settings.cooling_time / COOLING_STAGES))
@@ -267,9 +254,10 @@ class _Run:
         return replicas, state["frames"]
 
 
-def _positions(context: openmm.Context) -> Float64[Tensor, "atoms 3"]:
-    positions = context.getState(positions=True).getPositions(asNumpy=True)._value
-    return torch.from_numpy(np.array(positions))
+def _phase_point(context: openmm.Context) -> PhasePoint:
+    state = context.getState(positions=True, velocities=True)
+    quantities = (state.getPositions(asNumpy=True), state.getVelocities(asNumpy=True))
+    return PhasePoint(*(torch.from_numpy(np.array(each._value)) for each in quantities))
 
 
 def _report(progress: Callable[[int, int], None] | None, done: float, total: int) -> None:

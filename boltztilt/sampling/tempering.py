@@ -12,9 +12,6 @@ from torch import Tensor
 from boltztilt.energy import Potential
 from boltztilt.sampling.mcmc import hmc
 
-FIRST_STEP = 0.02
-"""Step size from which the chains adapt, in units of the length of the potential."""
-
 
 @dataclass(frozen=True)
 class TemperedChains:

@@ -1,0 +1,274 @@
+"""Reference samples of a molecule by Langevin dynamics, checked by replica exchange."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from boltztilt.analysis.autocorrelation import correlated_mean, effective_number
+from boltztilt.analysis.basins import backbone_basins
+from boltztilt.analysis.dynamics import Langevin, find_source, run_replicas
+from boltztilt.analysis.reference import (
+    MOST_LAPLACIANS,
+    Reference,
+    chain_mean,
+    configurational_temperature,
+    drift,
+    r_hat,
+    slow_observables,
+)
+from boltztilt.energy import CountedPotential, Potential
+from boltztilt.geometry import remove_mean
+from boltztilt.potentials.molecular import ForceFieldPotential
+from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.tempering import (
+    TemperedChains,
+    geometric_betas,
+    replica_exchange,
+    start_ladders,
+)
+from boltztilt.systems.system import System
+
+N_REPLICAS = 10
+N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
+FIRST_STEP = 0.002  # nm
+N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 20, 10, 10
+BATCH = 4096
+WORTH_COMPILING = 500_000  # evaluations
+HOTTEST = 3.0  # of the temperature of the target
+N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000
+TEMPERING_LEAPFROG, BURN_IN, OBSERVED_EVERY = 20, 0.2, 5
+
+
+def make_molecular_reference(
+    system: System,
+    n_samples: int = 10_000,
+    seed: int = 0,
+    n_replicas: int | None = None,
+    settings: Langevin | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """`n_samples` of a molecule from independent replicas of Langevin dynamics, with checks.
+
+    The frames, see `boltztilt.analysis.dynamics`, are moved by a few Hamiltonian trajectories with
+    Metropolis acceptance. These leave the target unchanged, so that bonds and angles follow it
+    without the error of the time step; which basin a frame is in remains the dynamics' business,
+    see `check_by_tempering`.
+
+    Args:
+        n_replicas: independent replicas, 10 by default.
+        state_path: where the dynamics is kept while it runs; deleting it is left to the caller.
+        resume: continue the dynamics in `state_path`, if there is any, to the same result.
+        progress: called with the picoseconds done and wanted.
+    """
+    started = time.perf_counter()
+    source = find_source(system.potential)
+    if source is None or system.molecule is None:
+        raise ValueError(
+            f"{system.name} is not a molecule described by an OpenMM System, which dynamics needs"
+        )
+    n_replicas = min(N_REPLICAS, n_samples // 2) if n_replicas is None else n_replicas
+    if not 2 <= n_replicas <= n_samples // 2:
+        raise ValueError(
+            f"{n_replicas} replicas for {n_samples} samples: there must be at least two replicas "
+            "with two samples each"
+        )
+    settings = settings or Langevin()
+    frames = run_replicas(
+        source,
+        system.molecule.structure,
+        n_replicas,
+        math.ceil(n_samples / n_replicas),
+        seed,
+        settings,
+        Path(state_path) if state_path else None,
+        resume,
+        progress,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    n_evaluations = frames.shape[:2].numel() * N_CORRECTIONS * N_LEAPFROG
+    potential = CountedPotential(fast(system.potential, n_evaluations))
+    positions, energies, correction = correct(potential, frames, generator)
+    info = {
+        "method": "Langevin dynamics, corrected by Hamiltonian Monte Carlo",
+        "seed": seed,
+        "n_replicas": n_replicas,
+        "n_frames": frames.shape[1],
+        **asdict(settings),
+        **correction,
+        "n_energy": potential.n_energy,
+        "wall_time": time.perf_counter() - started,
+    }
+    checks = check_dynamics(system, positions, energies)
+    order = torch.randperm(energies.numel(), generator=generator)[:n_samples]
+    return Reference(
+        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
+    )
+
+
+def check_by_tempering(
+    reference: Reference,
+    n_rounds: int = N_ROUNDS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Adds to a reference's checks what replica exchange says of its slow observables.
+
+    Replica exchange crosses barriers at up to three times the temperature, and shares nothing with
+    the dynamics but the energy. `tempering` holds its averages, `tempering_deviation` by how many
+    standard errors those of the dynamics differ.
+    """
+    if n_rounds < 10:
+        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
+    started = time.perf_counter()
+    system, averages = reference.system, reference.checks["averages"]
+    n_evaluations = n_rounds * N_LADDERS * N_TEMPERATURES * TEMPERING_LEAPFROG
+    potential = fast(system.potential, n_evaluations)
+    generator = torch.Generator().manual_seed(seed)
+    tempered, exchanged = temper(system, potential, n_rounds, generator, progress)
+    reference.checks["tempering"] = tempered
+    reference.checks["tempering_deviation"] = {
+        name: deviation(averages[name], other) for name, other in tempered.items()
+    }
+    reference.info |= {
+        "tempering_rounds": n_rounds,
+        "tempering_exchanged": min(exchanged),
+        "tempering_time": time.perf_counter() - started,
+    }
+
+
+def correct(
+    potential: Potential,
+    frames: Float[Tensor, "replicas frames atoms 3"],
+    generator: torch.Generator,
+) -> tuple[Tensor, Float64[Tensor, "replicas frames"], dict[str, Any]]:
+    """Frames after Hamiltonian trajectories at the target, their energies, and how they moved.
+
+    The step size is adapted on copies that are thrown away: a step that follows the chains would
+    not leave the target exactly unchanged.
+    """
+    flat = frames.flatten(0, 1)
+    chosen = torch.randint(len(flat), (min(len(flat), 256),), generator=generator)
+    pilot = hmc(potential, flat[chosen], N_ADAPTING, FIRST_STEP, N_LEAPFROG, generator)
+    states = [
+        hmc(potential, part, N_CORRECTIONS, pilot.step_size, N_LEAPFROG, generator, adapt=False)
+        for part in flat.split(BATCH)
+    ]
+    positions = torch.cat([state.positions for state in states]).reshape(frames.shape)
+    energies = torch.cat([state.energies for state in states]).reshape(frames.shape[:2])
+    moved = {"correction_step": pilot.step_size, "correction_acceptance": states[0].acceptance}
+    return positions, energies, moved
+
+
+def check_dynamics(
+    system: System,
+    positions: Float[Tensor, "replicas frames atoms 3"],
+    energies: Float64[Tensor, "replicas frames"],
+) -> dict[str, Any]:
+    """The checks of `check_equilibration` for few long chains, and averages of slow observables.
+
+    Errors are those of correlated chains. Virial and configurational temperature, which forget
+    quickly, take blocks of each replica as independent.
+    """
+    flat = positions.flatten(0, 1)
+    observables = molecular_observables(system, flat, energies.flatten())
+    series = {name: values.reshape(energies.shape) for name, values in observables.items()}
+    forces = remove_mean(system.potential.force(flat))
+    virials = -(remove_mean(flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
+    return {
+        "energy": correlated_mean(energies),
+        "energy_sd": float(energies.std()),
+        "virial": chain_mean(blocks(virials.reshape(energies.shape)) / system.base.dof),
+        "configurational_temperature": configurational_temperature(
+            system, blocks(positions[:, :: math.ceil(energies.numel() / MOST_LAPLACIANS)])
+        ),
+        "drift": drift(energies),
+        "r_hat": {name: r_hat(values) for name, values in series.items()},
+        "averages": {name: correlated_mean(values) for name, values in series.items()},
+        "independent": {name: effective_number(values) for name, values in series.items()},
+    }
+
+
+def molecular_observables(
+    system: System,
+    positions: Float[Tensor, "batch atoms 3"],
+    energies: Float64[Tensor, "batch"],
+) -> dict[str, Float64[Tensor, "batch"]]:
+    """Energy, size, and indicators of the basins of the backbone."""
+    basins = backbone_basins(system, positions)
+    indicators = {name: inside.double() for name, inside in basins.items()}
+    return {**slow_observables(system, positions, energies), **indicators}
+
+
+def temper(
+    system: System,
+    potential: Potential,
+    n_rounds: int,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Estimate], tuple[float, ...]]:
+    """Averages of the slow observables by replica exchange, and the shares of exchanges accepted.
+
+    All ladders start at the molecule's structure; the first fifth of the rounds is left out.
+    Errors are those over ladders, which are independent.
+    """
+    assert system.molecule is not None
+    betas = geometric_betas(HOTTEST, N_TEMPERATURES)
+    structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
+    chains = start_ladders(structures, N_TEMPERATURES, FIRST_STEP)
+    series: list[dict[str, Tensor]] = []
+    n_done = 0
+
+    def observe(chains: TemperedChains) -> None:
+        nonlocal n_done
+        n_done += 1
+        if progress is not None:
+            progress(n_done, n_rounds)
+        if n_done > n_burn_in and n_done % OBSERVED_EVERY == 0:
+            series.append(
+                molecular_observables(system, chains.positions[:, 0], chains.energies[:, 0])
+            )
+
+    n_burn_in = math.ceil(BURN_IN * n_rounds)
+    advance = partial(replica_exchange, potential, betas=betas, observe=observe)
+    settings = {"n_leapfrog": TEMPERING_LEAPFROG, "generator": generator}
+    chains = advance(chains, n_rounds=n_burn_in, adapt=True, **settings)
+    chains = advance(chains, n_rounds=n_rounds - n_burn_in, **settings)
+    return {
+        name: chain_mean(torch.stack([each[name] for each in series], dim=1)) for name in series[0]
+    }, chains.exchanged
+
+
+def deviation(first: Estimate, second: Estimate) -> float:
+    """first - second in standard errors; 0 where neither error is known."""
+    error = math.hypot(*(each.error for each in (first, second) if each.error > 0))
+    return (first.value - second.value) / error if error else 0.0
+
+
+def blocks(
+    values: Shaped[Tensor, "replicas frames *rest"],
+) -> Shaped[Tensor, "blocks rounds *rest"]:
+    """The frames of every replica in up to 20 blocks of equal length; what is left over is lost."""
+    n_frames = values.shape[1]
+    length = math.ceil(n_frames / N_BLOCKS)
+    n_blocks = n_frames // length
+    return values[:, : n_blocks * length].reshape(-1, length, *values.shape[2:])
+
+
+def fast(potential: Potential, n_evaluations: int) -> Potential:
+    """The potential, compiled if it can be and so many evaluations are worth it."""
+    if not isinstance(potential, ForceFieldPotential) or n_evaluations < WORTH_COMPILING:
+        return potential
+    return ForceFieldPotential(potential.terms, potential.n_atoms, True, potential.source)
