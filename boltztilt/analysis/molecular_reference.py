@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from boltztilt.potentials.molecular import ForceFieldPotential
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.tempering import (
-    TemperedChains,
     geometric_betas,
     replica_exchange,
     start_ladders,
@@ -42,12 +40,13 @@ from boltztilt.systems.system import System
 N_REPLICAS = 10
 N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
 FIRST_STEP = 0.002  # nm
-N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 20, 10, 10
+N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
-WORTH_COMPILING = 500_000  # evaluations
+WORTH_COMPILING = 1_000_000  # evaluations
 HOTTEST = 3.0  # of the temperature of the target
 N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000
-TEMPERING_LEAPFROG, BURN_IN, OBSERVED_EVERY = 20, 0.2, 5
+TEMPERING_LEAPFROG, BURN_IN = 20, 0.2
+OBSERVED_EVERY = 4  # rounds; even, for exchanges take turns
 
 
 def make_molecular_reference(
@@ -218,7 +217,7 @@ def temper(
     n_rounds: int,
     generator: torch.Generator,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Estimate], tuple[float, ...]]:
+) -> tuple[dict[str, Estimate], list[float]]:
     """Averages of the slow observables by replica exchange, and the shares of exchanges accepted.
 
     All ladders start at the molecule's structure; the first fifth of the rounds is left out.
@@ -227,28 +226,24 @@ def temper(
     assert system.molecule is not None
     betas = geometric_betas(HOTTEST, N_TEMPERATURES)
     structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
-    chains = start_ladders(structures, N_TEMPERATURES, FIRST_STEP)
-    series: list[dict[str, Tensor]] = []
-    n_done = 0
-
-    def observe(chains: TemperedChains) -> None:
-        nonlocal n_done
-        n_done += 1
+    chains = start_ladders(
+        potential, structures, betas, FIRST_STEP, N_ADAPTING, TEMPERING_LEAPFROG, generator
+    )
+    series, exchanged = [], []
+    for done in range(0, n_rounds, OBSERVED_EVERY):
+        chains = replica_exchange(
+            potential, chains, betas, OBSERVED_EVERY, TEMPERING_LEAPFROG, generator
+        )
+        if done >= BURN_IN * n_rounds:
+            target = chains.positions[:, 0], chains.energies[:, 0]
+            series.append(molecular_observables(system, *target))
+            exchanged.append(chains.exchanged)
         if progress is not None:
-            progress(n_done, n_rounds)
-        if n_done > n_burn_in and n_done % OBSERVED_EVERY == 0:
-            series.append(
-                molecular_observables(system, chains.positions[:, 0], chains.energies[:, 0])
-            )
-
-    n_burn_in = math.ceil(BURN_IN * n_rounds)
-    advance = partial(replica_exchange, potential, betas=betas, observe=observe)
-    settings = {"n_leapfrog": TEMPERING_LEAPFROG, "generator": generator}
-    chains = advance(chains, n_rounds=n_burn_in, adapt=True, **settings)
-    chains = advance(chains, n_rounds=n_rounds - n_burn_in, **settings)
-    return {
+            progress(min(done + OBSERVED_EVERY, n_rounds), n_rounds)
+    averages = {
         name: chain_mean(torch.stack([each[name] for each in series], dim=1)) for name in series[0]
-    }, chains.exchanged
+    }
+    return averages, torch.tensor(exchanged).mean(dim=0).tolist()
 
 
 def deviation(first: Estimate, second: Estimate) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,19 +59,15 @@ def replica_exchange(
     n_rounds: int,
     n_leapfrog: int,
     generator: torch.Generator,
-    adapt: bool = False,
-    observe: Callable[[TemperedChains], None] | None = None,
 ) -> TemperedChains:
     """Chains after `n_rounds` of one Hamiltonian trajectory and one exchange each.
 
     Chain k of a ladder samples exp(-beta_k U). Neighbours i, i + 1 exchange their positions with
     probability min(1, exp((beta_i - beta_{i+1}) (U_i - U_{i+1}))), even and odd pairs in turn,
-    which carries structures up and down faster than pairs drawn at random. All chains share one
-    step size, set by the lowest temperature.
+    which carries structures up and down faster than pairs drawn at random.
 
     Args:
         betas: target's temperature over that of each chain; the first is 1, the rest smaller.
-        observe: called with the chains after every round.
 
     Reference: Sugita & Okamoto (1999), doi:10.1016/S0009-2614(99)01123-9, equation 17; the order
         of exchanges: Syed et al. (2022), doi:10.1111/rssb.12464.
@@ -80,11 +75,10 @@ def replica_exchange(
     check_betas(betas)
     scaled = ScaledPotential(potential, betas)
     shape = chains.positions.shape
-    step_size, accepted, tried = chains.step_size, *torch.zeros(2, len(betas) - 1)
+    accepted, tried = torch.zeros(2, len(betas) - 1)
     for round_ in range(n_rounds):
         flat = chains.positions.flatten(0, 1)
-        state = hmc(scaled, flat, 1, step_size, n_leapfrog, generator, adapt)
-        step_size = state.step_size
+        state = hmc(scaled, flat, 1, chains.step_size, n_leapfrog, generator, adapt=False)
         energies = state.energies.reshape(shape[:2]) / betas
         order, swapped = exchange(energies, betas, round_ % 2, generator)
         accepted += swapped.float().mean(dim=0)
@@ -93,21 +87,34 @@ def replica_exchange(
         chains = TemperedChains(
             torch.gather(positions, 1, order[:, :, None, None].expand(shape)),
             torch.gather(energies, 1, order),
-            step_size,
+            chains.step_size,
             tuple((accepted / tried.clamp(min=1)).tolist()),
         )
-        if observe is not None:
-            observe(chains)
     return chains
 
 
 def start_ladders(
-    positions: Float[Tensor, "ladders atoms dims"], n_temperatures: int, step_size: float
+    potential: Potential,
+    positions: Float[Tensor, "ladders atoms dims"],
+    betas: Float64[Tensor, "temperatures"],
+    step_size: float,
+    n_adapting: int,
+    n_leapfrog: int,
+    generator: torch.Generator,
 ) -> TemperedChains:
-    """Ladders whose chains all start at the same structure; energies are not known yet."""
-    repeated = positions[:, None].repeat(1, n_temperatures, 1, 1)
-    unknown = torch.full(repeated.shape[:2], torch.nan, dtype=torch.float64)
-    return TemperedChains(repeated, unknown, step_size)
+    """Ladders whose chains start at one structure, after trajectories that adapt the step size.
+
+    All chains share the step size, which therefore suits the lowest temperature.
+    """
+    check_betas(betas)
+    flat = positions.repeat_interleave(len(betas), dim=0)
+    scaled = ScaledPotential(potential, betas)
+    state = hmc(scaled, flat, n_adapting, step_size, n_leapfrog, generator)
+    shape = (len(positions), len(betas))
+    energies = state.energies.reshape(shape) / betas
+    return TemperedChains(
+        state.positions.reshape(*shape, *flat.shape[1:]), energies, state.step_size
+    )
 
 
 def geometric_betas(largest_temperature: float, n: int) -> Float64[Tensor, "temperatures"]:
