@@ -87,12 +87,12 @@ def next_command(name: str, folder: Path) -> str:
 
 
 def partial_path(output: Path) -> Path:
-    """Where the dynamics of a reference is kept until the reference is written."""
-    return output.with_suffix(".partial.pt")
+    """The folder that holds what a molecule's reference is made of, until that is written."""
+    return output.with_suffix(".partial")
 
 
 def check_partial(output: Path, resume: bool, force: bool) -> Path:
-    """The file of an interrupted reference, after checking that it is there only if wanted."""
+    """The folder of an interrupted reference, after checking that it is there only if wanted."""
     path = partial_path(output)
     if resume and not path.exists():
         raise FileNotFoundError(f"no {path}: there is nothing to resume; start without --resume")

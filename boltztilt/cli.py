@@ -6,6 +6,7 @@ Every heavy import (torch and all that needs it) happens inside the verb that us
 
 from __future__ import annotations
 
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -418,7 +419,7 @@ def find_reference(
     partial = partial_path(kept)
     made = sample_reference(system, n, 0, partial, resume=True, quiet=quiet)
     made.save(kept)
-    partial.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
     return made
 
 
@@ -433,15 +434,21 @@ def sample_reference(
 
         with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
             return make_reference(system, n_samples=n, seed=seed, progress=progress)
-    from boltztilt.analysis.molecular_reference import check_by_tempering, make_molecular_reference
+    from boltztilt.analysis.molecular_reference import Tempered, make_molecular_reference, temper
 
+    partial.mkdir(exist_ok=True)
+    found = partial / "tempering.pt"
+    if resume and found.exists():
+        tempered = Tempered.load(found)
+    else:
+        with console.counting_bar("replica exchange", "rounds", quiet) as progress:
+            tempered = temper(system, seed=seed, progress=progress)
+        tempered.save(found)
+    state = partial / "dynamics.pt"
     with console.counting_bar("Langevin dynamics", "ps", quiet) as progress:
-        made = make_molecular_reference(
-            system, n, seed=seed, state_path=partial, resume=resume, progress=progress
+        return make_molecular_reference(
+            system, tempered, n, seed, state_path=state, resume=resume, progress=progress
         )
-    with console.counting_bar("replica exchange", "rounds", quiet) as progress:
-        check_by_tempering(made, seed=seed, progress=progress)
-    return made
 
 
 @app.command()
@@ -456,16 +463,16 @@ def reference(
     n: Annotated[int, typer.Option("-n", help="Number of structures.", min=4)] = 10_000,
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run of dynamics.")
+        bool, typer.Option("--resume", help="Continue an interrupted run of a molecule.")
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Makes reference samples, and checks that they are equilibrated.
 
-    A molecule is simulated by Langevin dynamics with OpenMM, in ten replicas
-    that started hot, and its basins are compared with replica exchange. Any
-    other system is sampled by long Markov chains.
+    A molecule is simulated by Langevin dynamics with OpenMM, in replicas that
+    start where replica exchange left them, up to three times as hot. Any other
+    system is sampled by long Markov chains.
 
     [bold]Examples[/bold]
       boltztilt reference lj13 -o lj13_reference.npz
@@ -487,7 +494,7 @@ def reference(
     rows = console.report_rows(made.report(), {"system", "convention"})
     console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)
-    partial.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
     console.print_files(paths)
     for failed in failed_checks(made.checks):
         console.standard_error().print(f"warning: not equilibrated: {failed}")

@@ -9,19 +9,19 @@ from openmm import app
 
 from boltztilt.analysis.dynamics import Langevin
 from boltztilt.analysis.molecular_reference import (
+    Tempered,
     blocks,
-    check_by_tempering,
+    compare,
     correct,
     deviation,
     make_molecular_reference,
+    temper,
 )
 from boltztilt.analysis.reference import Reference, failed_checks
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.systems.system import System, load_system
 
-SHORT = Langevin(
-    frame_interval=0.2, hot_time=0.5, cooling_time=0.5, settling_time=0.5, friction=10.0
-)
+SHORT = Langevin(frame_interval=0.2, settling_time=0.5, friction=10.0)
 
 
 def water(stretch=1.0):
@@ -46,8 +46,13 @@ def water(stretch=1.0):
 
 
 @pytest.fixture(scope="module")
-def made():
-    return make_molecular_reference(water(), 2000, seed=1, n_replicas=8, settings=SHORT)
+def tempered():
+    return temper(water(), n_rounds=40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def made(tempered):
+    return make_molecular_reference(water(), tempered, 2000, seed=1, settings=SHORT)
 
 
 def z_score(estimate, truth):
@@ -65,11 +70,23 @@ def test_reference_has_the_exact_mean_energy_and_passes_its_checks(made):
     torch.testing.assert_close(made.energies, energies, atol=1e-4, rtol=1e-4)
 
 
-def test_replica_exchange_agrees(made):
-    check_by_tempering(made, n_rounds=40, seed=2)
-    assert z_score(made.checks["tempering"]["energy"], 1.5) < 3.5
+def test_replica_exchange_agrees(made, tempered):
+    assert z_score(tempered.averages["energy"], 1.5) < 3.5
     assert abs(made.checks["tempering_deviation"]["energy"]) < 3.5
     assert made.info["tempering_exchanged"] > 0.5
+
+
+def test_replicas_start_at_independent_structures_of_the_target(tempered):
+    energies = water().potential.energy(tempered.starts).double()
+    assert len(energies.unique()) == len(energies)
+    assert z_score(Estimate(float(energies.mean()), math.sqrt(1.5 / len(energies))), 1.5) < 3.5
+
+
+def test_tempered_round_trip(tempered, tmp_path):
+    tempered.save(tmp_path / "tempering.pt")
+    loaded = Tempered.load(tmp_path / "tempering.pt")
+    assert torch.equal(loaded.starts, tempered.starts)
+    assert (loaded.averages, loaded.info) == (tempered.averages, tempered.info)
 
 
 def test_correction_brings_bonds_of_another_energy_to_the_target(made, generator):
@@ -109,20 +126,20 @@ def test_file_round_trip_with_trajectory(made, tmp_path):
     torch.testing.assert_close(torch.from_numpy(trajectory.xyz), made.positions)
 
 
-def test_systems_without_openmm_and_impossible_sizes_are_refused(made):
+def test_systems_without_openmm_and_impossible_sizes_are_refused(made, tempered):
     with pytest.raises(ValueError, match="lj13 is not a molecule"):
-        make_molecular_reference(load_system("lj13"), 100)
-    with pytest.raises(ValueError, match="at least two"):
-        make_molecular_reference(made.system, 10, n_replicas=6)
+        make_molecular_reference(load_system("lj13"), tempered, 100)
+    with pytest.raises(ValueError, match="at least 4"):
+        make_molecular_reference(made.system, tempered, 3)
     with pytest.raises(ValueError, match="n_rounds is 3"):
-        check_by_tempering(made, n_rounds=3)
+        temper(made.system, n_rounds=3)
 
 
 @pytest.mark.slow
-def test_dipeptide_agrees_with_replica_exchange():
-    settings = Langevin(frame_interval=1.0)
-    made = make_molecular_reference(load_system("aldp"), 2000, seed=5, settings=settings)
-    check_by_tempering(made, n_rounds=600, seed=6)
+def test_dipeptide_agrees_with_other_replica_exchange():
+    system = load_system("aldp")
+    made = make_molecular_reference(system, temper(system, 600, seed=5), 2000, seed=5)
+    other = compare(made.checks["averages"], temper(system, 600, seed=6).averages)
     assert made.checks["energy_sd"] == pytest.approx(5.5, abs=0.3)
     assert z_score(made.checks["configurational_temperature"], 1.0) < 3.5
-    assert all(abs(value) < 3.5 for value in made.checks["tempering_deviation"].values())
+    assert all(abs(value) < 3.5 for value in other["tempering_deviation"].values())

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 PLATFORM = "Reference"  # double precision, and the fastest for a few tens of atoms
 FRAMES_PER_BLOCK = 20
-COOLING_STAGES = 8
 LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Langevin:
-    """How replicas move and start.
+    """How replicas move.
 
     Attributes:
         time_step: in fs.
@@ -37,26 +36,20 @@ class Langevin:
         smallest_mass: in dalton; lighter atoms are given this mass. Masses do not enter the
             distribution of positions, and heavier hydrogens allow twice the time step.
         frame_interval: time between two frames, in ps.
-        hot_temperature: in kelvin, at which every replica starts.
-        hot_time: in ps, spent there, to enter other basins.
-        cooling_time: in ps, from there to the temperature of the system, in equal stages.
-        settling_time: in ps, at the temperature of the system before the first frame.
+        settling_time: in ps, before the first frame.
     """
 
     time_step: float = 2.0
     friction: float = 1.0
     smallest_mass: float = 4.0
     frame_interval: float = 2.0
-    hot_temperature: float = 600.0
-    hot_time: float = 20.0
-    cooling_time: float = 40.0
-    settling_time: float = 40.0
+    settling_time: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("time_step", "friction", "frame_interval", "hot_temperature"):
+        for name in ("time_step", "friction", "frame_interval"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("smallest_mass", "hot_time", "cooling_time", "settling_time"):
+        for name in ("smallest_mass", "settling_time"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
         if 1000.0 * self.frame_interval < self.time_step:
@@ -64,11 +57,6 @@ class Langevin:
                 f"frame_interval ({self.frame_interval} ps) is shorter than time_step "
                 f"({self.time_step} fs)"
             )
-
-    @property
-    def starting_time(self) -> float:
-        """Time of a replica before its first frame, in ps."""
-        return self.hot_time + self.cooling_time + self.settling_time
 
     def n_steps(self, time: float) -> int:
         """How many time steps there are in a time in ps."""
@@ -84,8 +72,7 @@ class PhasePoint(NamedTuple):
 
 def run_replicas(
     source: OpenMMSource,
-    structure: Float[Tensor, "atoms 3"],
-    n_replicas: int,
+    starts: Float[Tensor, "replicas atoms 3"],
     n_frames: int,
     seed: int = 0,
     settings: Langevin | None = None,
@@ -95,10 +82,10 @@ def run_replicas(
 ) -> Float32[Tensor, "replicas frames atoms 3"]:
     """Frames of independent replicas by Langevin dynamics at the temperature of the source.
 
-    The structure is minimised; every replica is heated with its own velocities, cooled in stages,
-    and settles before its first frame. Replicas advance in turn by blocks of frames. Each block is
-    a function of positions, velocities and its own seed alone, so that a run continued from
-    `state_path`, which is written after each round of blocks, is that of an uninterrupted one.
+    Replicas start with thermal velocities and settle before the first frame. They advance in turn
+    by blocks of frames. Each block is a function of positions, velocities and its own seed alone,
+    so that a run continued from `state_path`, which is written after each round of blocks, is that
+    of an uninterrupted one.
 
     Positions follow the density of the energy up to the error of the time step, which for
     harmonic bonds vanishes: the scheme draws positions of a harmonic oscillator exactly.
@@ -110,15 +97,16 @@ def run_replicas(
         with holonomic or isokinetic constraints, doi:10.1021/acs.jpca.9b02771 (LFMiddle).
     """
     settings = settings or Langevin()
+    n_replicas = len(starts)
     given = {"seed": seed, "n_replicas": n_replicas, "n_frames": n_frames, **asdict(settings)}
     run = _Run(with_smallest_mass(source, settings.smallest_mass), settings, given)
     done = run.load(state_path) if resume and state_path else None
-    replicas, frames = done or ([], torch.empty(n_replicas, 0, *structure.shape))
-    total = round(n_replicas * (settings.starting_time + n_frames * settings.frame_interval))
+    replicas, frames = done or ([], torch.empty(n_replicas, 0, *starts.shape[1:]))
+    total = round(n_replicas * (settings.settling_time + n_frames * settings.frame_interval))
     for index in range(len(replicas), n_replicas):
-        replicas.append(run.start(structure, index))
-        _report(progress, (index + 1) * settings.starting_time, total)
-    started = n_replicas * settings.starting_time
+        replicas.append(run.start(starts[index], index))
+        _report(progress, (index + 1) * settings.settling_time, total)
+    started = n_replicas * settings.settling_time
     while frames.shape[1] < n_frames:
         n_block = min(FRAMES_PER_BLOCK, n_frames - frames.shape[1])
         blocks = []
@@ -138,7 +126,6 @@ def langevin(
     start: PhasePoint,
     n_frames: int,
     n_steps: int,
-    temperature: float,
     settings: Langevin,
     seed: int,
 ) -> tuple[Float32[Tensor, "frames atoms 3"], PhasePoint]:
@@ -149,7 +136,7 @@ def langevin(
     """
     mm = import_openmm()
     integrator = mm.LangevinMiddleIntegrator(
-        temperature, settings.friction, 1e-3 * settings.time_step
+        source.temperature, settings.friction, 1e-3 * settings.time_step
     )
     integrator.setRandomNumberSeed(seed)
     context = mm.Context(source.system, integrator, find_platform(PLATFORM))
@@ -166,8 +153,8 @@ def langevin(
         frames[-1] = torch.nan
     if not torch.isfinite(frames).all():
         raise ValueError(
-            f"the dynamics at {temperature:.0f} K became unstable with a time step of "
-            f"{settings.time_step} fs: choose a shorter one"
+            f"the dynamics became unstable with a time step of {settings.time_step} fs: choose a "
+            "shorter one"
         )
     return frames.float(), _phase_point(context)
 
@@ -181,15 +168,12 @@ def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSour
     return source._replace(system=system)
 
 
-def minimised(
-    source: OpenMMSource, structure: Float[Tensor, "atoms 3"], temperature: float, seed: int
-) -> PhasePoint:
-    """The structure at the nearest minimum of the energy, with velocities of a temperature."""
+def thermal(source: OpenMMSource, positions: Float[Tensor, "atoms 3"], seed: int) -> PhasePoint:
+    """The positions with velocities of the source's temperature."""
     mm = import_openmm()
     context = mm.Context(source.system, mm.VerletIntegrator(0.001), find_platform(PLATFORM))
-    context.setPositions(structure.double().numpy())
-    mm.LocalEnergyMinimizer.minimize(context)
-    context.setVelocitiesToTemperature(temperature, seed)
+    context.setPositions(positions.double().numpy())
+    context.setVelocitiesToTemperature(source.temperature, seed)
     return _phase_point(context)
 
 
@@ -206,29 +190,19 @@ class _Run:
     settings: Langevin
     given: dict[str, Any]
 
-    def start(self, structure: Tensor, index: int) -> PhasePoint:
-        """A replica after heating, cooling and settling."""
-        settings, temperature = self.settings, self.source.temperature
-        hot = max(settings.hot_temperature, temperature)
-        replica = minimised(self.source, structure, hot, self.seed(index, 0))
-        stages = [(hot, settings.hot_time)]
-        for kelvin in np.linspace(hot, temperature, COOLING_STAGES + 1)[1:]:
-            stages.append((float(kelvin), settings.cooling_time / COOLING_STAGES))
-        stages.append((temperature, settings.settling_time))
-        for stage, (kelvin, time) in enumerate(stages, start=1):
-            n_steps = settings.n_steps(time)
-            seed = self.seed(index, stage)
-            replica = langevin(self.source, replica, 1, n_steps, kelvin, settings, seed)[1]
-        return replica
+    def start(self, positions: Tensor, index: int) -> PhasePoint:
+        """A replica after settling."""
+        n_steps = self.settings.n_steps(self.settings.settling_time)
+        replica = thermal(self.source, positions, self.seed(index, 0))
+        return langevin(self.source, replica, 1, n_steps, self.settings, self.seed(index, 1))[1]
 
     def advance(
         self, replica: PhasePoint, n_frames: int, index: int, n_before: int
     ) -> tuple[Tensor, PhasePoint]:
         """The next frames of a replica, and where it then stands."""
         n_steps = self.settings.n_steps(self.settings.frame_interval)
-        seed = self.seed(index, COOLING_STAGES + 3 + n_before)
-        kelvin = self.source.temperature
-        return langevin(self.source, replica, n_frames, n_steps, kelvin, self.settings, seed)
+        seed = self.seed(index, 2 + n_before)
+        return langevin(self.source, replica, n_frames, n_steps, self.settings, seed)
 
     def seed(self, index: int, stage: int) -> int:
         """A seed of its own for every part of every replica; never 0, which OpenMM draws anew."""

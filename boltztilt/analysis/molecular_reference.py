@@ -1,11 +1,11 @@
-"""Reference samples of a molecule by Langevin dynamics, checked by replica exchange."""
+"""Reference samples of a molecule: Langevin dynamics that starts from replica exchange."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from boltztilt.analysis.reference import (
     r_hat,
     slow_observables,
 )
+from boltztilt.checkpoint import load_state, save_state
 from boltztilt.energy import CountedPotential, Potential
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.molecular import ForceFieldPotential
+from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.tempering import (
@@ -37,23 +39,50 @@ from boltztilt.sampling.tempering import (
 )
 from boltztilt.systems.system import System
 
-N_REPLICAS = 10
 N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
 FIRST_STEP = 0.002  # nm
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
 WORTH_COMPILING = 1_000_000  # evaluations
 HOTTEST = 3.0  # of the temperature of the target
-N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000
+N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000  # 270 chains fill one compiled batch
 TEMPERING_LEAPFROG, BURN_IN = 20, 0.2
 OBSERVED_EVERY = 4  # rounds; even, for exchanges take turns
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """What replica exchange found.
+
+    Attributes:
+        starts: one structure of the target from each ladder.
+        averages: of the slow observables, with errors over the independent ladders.
+        info: how it was made.
+    """
+
+    starts: Float[Tensor, "ladders atoms 3"]
+    averages: dict[str, Estimate]
+    info: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Writes everything, whole or not at all."""
+        averages = {name: tuple(average) for name, average in self.averages.items()}
+        state = {"starts": self.starts, "averages": averages, "info": self.info}
+        save_state(path, {"progress": self.info["tempering_rounds"], **state})
+
+    @classmethod
+    def load(cls, path: Path) -> Tempered:
+        """What `save` wrote."""
+        state = load_state(path)
+        averages = {name: Estimate(*average) for name, average in state["averages"].items()}
+        return cls(state["starts"], averages, state["info"])
+
+
 def make_molecular_reference(
     system: System,
+    tempered: Tempered,
     n_samples: int = 10_000,
     seed: int = 0,
-    n_replicas: int | None = None,
     settings: Langevin | None = None,
     state_path: str | Path | None = None,
     resume: bool = False,
@@ -61,35 +90,32 @@ def make_molecular_reference(
 ) -> Reference:
     """`n_samples` of a molecule from independent replicas of Langevin dynamics, with checks.
 
-    The frames, see `boltztilt.analysis.dynamics`, are moved by a few Hamiltonian trajectories with
-    Metropolis acceptance. These leave the target unchanged, so that bonds and angles follow it
-    without the error of the time step; which basin a frame is in remains the dynamics' business,
-    see `check_by_tempering`.
+    Replicas start at structures that replica exchange drew from the target, because dynamics may
+    never leave a basin: alanine dipeptide that was cooled into phi > 0 stays there for
+    nanoseconds. Frames therefore follow the target however slow the dynamics is; the spread of
+    the replicas shows in the errors, and an r_hat far from 1 where basins were not left.
+
+    The frames are then moved by a few Hamiltonian trajectories with Metropolis acceptance. These
+    leave the target unchanged, so that bonds and angles follow it without the error of the time
+    step; which basin a frame is in remains the dynamics' business.
 
     Args:
-        n_replicas: independent replicas, 10 by default.
+        tempered: from `temper`; one replica starts at each of its structures, fewer if there are
+            not two samples for each.
         state_path: where the dynamics is kept while it runs; deleting it is left to the caller.
         resume: continue the dynamics in `state_path`, if there is any, to the same result.
         progress: called with the picoseconds done and wanted.
     """
     started = time.perf_counter()
-    source = find_source(system.potential)
-    if source is None or system.molecule is None:
-        raise ValueError(
-            f"{system.name} is not a molecule described by an OpenMM System, which dynamics needs"
-        )
-    n_replicas = min(N_REPLICAS, n_samples // 2) if n_replicas is None else n_replicas
-    if not 2 <= n_replicas <= n_samples // 2:
-        raise ValueError(
-            f"{n_replicas} replicas for {n_samples} samples: there must be at least two replicas "
-            "with two samples each"
-        )
+    source = check_source(system)
+    if n_samples < 4:
+        raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
     settings = settings or Langevin()
+    starts = tempered.starts[: n_samples // 2]
     frames = run_replicas(
         source,
-        system.molecule.structure,
-        n_replicas,
-        math.ceil(n_samples / n_replicas),
+        starts,
+        math.ceil(n_samples / len(starts)),
         seed,
         settings,
         Path(state_path) if state_path else None,
@@ -103,49 +129,34 @@ def make_molecular_reference(
     info = {
         "method": "Langevin dynamics, corrected by Hamiltonian Monte Carlo",
         "seed": seed,
-        "n_replicas": n_replicas,
+        "n_replicas": len(starts),
         "n_frames": frames.shape[1],
         **asdict(settings),
         **correction,
         "n_energy": potential.n_energy,
         "wall_time": time.perf_counter() - started,
+        **tempered.info,
     }
     checks = check_dynamics(system, positions, energies)
+    checks |= compare(checks["averages"], tempered.averages)
     order = torch.randperm(energies.numel(), generator=generator)[:n_samples]
     return Reference(
         positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
     )
 
 
-def check_by_tempering(
-    reference: Reference,
-    n_rounds: int = N_ROUNDS,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Adds to a reference's checks what replica exchange says of its slow observables.
+def check_source(system: System) -> OpenMMSource:
+    """The OpenMM System of a molecule.
 
-    Replica exchange crosses barriers at up to three times the temperature, and shares nothing with
-    the dynamics but the energy. `tempering` holds its averages, `tempering_deviation` by how many
-    standard errors those of the dynamics differ.
+    Raises:
+        ValueError: there is none.
     """
-    if n_rounds < 10:
-        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
-    started = time.perf_counter()
-    system, averages = reference.system, reference.checks["averages"]
-    n_evaluations = n_rounds * N_LADDERS * N_TEMPERATURES * TEMPERING_LEAPFROG
-    potential = fast(system.potential, n_evaluations)
-    generator = torch.Generator().manual_seed(seed)
-    tempered, exchanged = temper(system, potential, n_rounds, generator, progress)
-    reference.checks["tempering"] = tempered
-    reference.checks["tempering_deviation"] = {
-        name: deviation(averages[name], other) for name, other in tempered.items()
-    }
-    reference.info |= {
-        "tempering_rounds": n_rounds,
-        "tempering_exchanged": min(exchanged),
-        "tempering_time": time.perf_counter() - started,
-    }
+    source = find_source(system.potential)
+    if source is None or system.molecule is None:
+        raise ValueError(
+            f"{system.name} is not a molecule described by an OpenMM System, which dynamics needs"
+        )
+    return source
 
 
 def correct(
@@ -213,17 +224,21 @@ def molecular_observables(
 
 def temper(
     system: System,
-    potential: Potential,
-    n_rounds: int,
-    generator: torch.Generator,
+    n_rounds: int = N_ROUNDS,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Estimate], list[float]]:
-    """Averages of the slow observables by replica exchange, and the shares of exchanges accepted.
+) -> Tempered:
+    """Structures and averages of the target by replica exchange up to three times its temperature.
 
-    All ladders start at the molecule's structure; the first fifth of the rounds is left out.
-    Errors are those over ladders, which are independent.
+    Every ladder starts at the molecule's structure; the first fifth of the rounds is left out.
     """
+    molecule_source = check_source(system)
+    if n_rounds < 10:
+        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
     assert system.molecule is not None
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    n_evaluations = n_rounds * N_LADDERS * N_TEMPERATURES * TEMPERING_LEAPFROG
+    potential = fast(system.potential, n_evaluations)
     betas = geometric_betas(HOTTEST, N_TEMPERATURES)
     structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
     chains = start_ladders(
@@ -243,7 +258,20 @@ def temper(
     averages = {
         name: chain_mean(torch.stack([each[name] for each in series], dim=1)) for name in series[0]
     }
-    return averages, torch.tensor(exchanged).mean(dim=0).tolist()
+    info = {
+        "tempering_rounds": n_rounds,
+        "tempering_ladders": N_LADDERS,
+        "tempering_hottest": HOTTEST * molecule_source.temperature,
+        "tempering_exchanged": float(torch.tensor(exchanged).mean(dim=0).min()),
+        "tempering_time": time.perf_counter() - started,
+    }
+    return Tempered(chains.positions[:, 0].clone(), averages, info)
+
+
+def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Averages of replica exchange, and by how many standard errors those of dynamics differ."""
+    deviations = {name: deviation(averages[name], other) for name, other in tempered.items()}
+    return {"tempering": dict(tempered), "tempering_deviation": deviations}
 
 
 def deviation(first: Estimate, second: Estimate) -> float:
