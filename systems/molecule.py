@@ -65,6 +65,17 @@ class Molecule:
         matrix[self.bonds[0], self.bonds[1]] = True
         return matrix | matrix.T
 
+    @cached_property
+    def detached(self) -> Int[Tensor, "rest"]:
+        """Atoms to which no way along bonds leads from the first atom."""
+        reached = torch.zeros(self.n_atoms, dtype=torch.bool)
+        further = reached.clone()
+        further[0] = True
+        while bool((further & ~reached).any()):
+            reached = further
+            further = reached | self.bonded[reached].any(dim=0)
+        return (~reached).nonzero().flatten()
+
     def bond_distances(self, largest: int = 4) -> Int[Tensor, "atoms atoms"]:
         """Number of bonds on the shortest way between two atoms, at most `largest`."""
         within = torch.eye(self.n_atoms, dtype=torch.bool)
@@ -124,7 +135,8 @@ class Molecule:
         """One integer per atom, the same for atoms whose exchange leaves the energy unchanged.
 
         Candidates are atoms of one element with the same bonded neighbours, such as the hydrogens
-        of a methyl group; the energy itself decides, on distorted structures.
+        of a methyl group, or, where bonds do not connect all atoms, all atoms of one element; the
+        energy itself decides, on distorted structures.
         """
         roles = list(range(self.n_atoms))
         generator = torch.Generator().manual_seed(0)
@@ -143,10 +155,11 @@ class Molecule:
         return tuple(roles)
 
     def _same_surroundings(self, first: int, second: int) -> bool:
+        if self.elements[first] != self.elements[second]:
+            return False
         others = [atom for atom in range(self.n_atoms) if atom not in (first, second)]
         same_neighbours = bool((self.bonded[first] == self.bonded[second])[others].all())
-        has_neighbours = bool(self.bonded[first, others].any())
-        return same_neighbours and has_neighbours and self.elements[first] == self.elements[second]
+        return same_neighbours or len(self.detached) > 0
 
 
 def _signed_volumes(
