@@ -15,6 +15,9 @@ from boltztilt.energy import Potential
 if TYPE_CHECKING:
     import mdtraj
 
+OVERLAP = 0.01
+"""Distance (nm) below which two atoms of a structure are in each other's place."""
+
 DISTORTION = 0.01
 """Standard deviation (nm) of the structures on which exchanged atoms are compared."""
 
@@ -40,6 +43,25 @@ class Molecule:
             raise ValueError(
                 f"structure of shape {tuple(self.structure.shape)} given for a topology of "
                 f"{expected[0]} atoms: expected {expected}, in nm"
+            )
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        """Raises ValueError where an atom has no position, or that of another one."""
+        atoms = list(self.topology.atoms)
+        unknown = (~torch.isfinite(self.structure).all(dim=1)).nonzero().flatten().tolist()
+        if unknown:
+            raise ValueError(
+                f"atom {unknown[0] + 1} ({atoms[unknown[0]]}) has no finite position in the "
+                "structure of the molecule: complete it, for example with PDBFixer"
+            )
+        apart = torch.cdist(self.structure.double(), self.structure.double())
+        apart.fill_diagonal_(torch.inf)
+        first, second = divmod(int(apart.argmin()), self.n_atoms)
+        if self.n_atoms > 1 and apart[first, second] < OVERLAP:
+            raise ValueError(
+                f"atoms {first + 1} ({atoms[first]}) and {second + 1} ({atoms[second]}) overlap in "
+                "the structure of the molecule: give one with all atoms in their places"
             )
 
     @property

@@ -248,9 +248,9 @@ def _check_bonds(molecule: Molecule) -> None:
     if len(molecule.detached):
         number = int(molecule.detached[0])
         raise ValueError(
-            f"the bonds do not connect all atoms: none lead to atom {number + 1} of "
-            f"{molecule.n_atoms} ({molecule.topology.atom(number)}) from the first; add bonds (in a "
-            "PDB file, CONECT records), or start from the isotropic base (base_kind = 'isotropic')"
+            f"the bonds do not connect all atoms: none lead from the first to atom {number + 1} of "
+            f"{molecule.n_atoms} ({molecule.topology.atom(number)}); add bonds (in a PDB file, "
+            "CONECT records), or start from the isotropic base (base_kind = 'isotropic')"
         )
 
 

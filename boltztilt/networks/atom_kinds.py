@@ -45,6 +45,11 @@ class AtomKinds(nn.Module):
     them at all times. Here s is the spread of the pair under the base.
     """
 
+    of_atom: Tensor
+    of_pair: Tensor
+    table: Tensor
+    spread: Tensor
+
     def __init__(self, pairing: Pairing, n_hidden: int, n_densities: int) -> None:
         super().__init__()
         roles = sorted(set(pairing.species))
