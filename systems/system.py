@@ -305,8 +305,11 @@ def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     if "potential" in settings:
         raise ValueError("a system has either a [molecule] or a [potential], not both")
-    made = molecule_from_table(settings.pop("molecule"), folder)
-    return {**MOLECULE_DEFAULTS, **settings, **made._asdict()}
+    table = settings.pop("molecule")
+    made = molecule_from_table(table, folder)
+    energy = ", ".join(table.get("force_field", [table.get("system_xml")]))
+    convention = f"{energy}, {table['temperature']:g} K, kT, nm"
+    return {**MOLECULE_DEFAULTS, "convention": convention, **settings, **made._asdict()}
 
 
 def _build_potential(table: Mapping[str, Any]) -> Potential:

@@ -80,6 +80,7 @@ def test_capped_residue_of_ones_own_loads_and_anneals(residue, n_atoms, n_centre
     path = table(tmp_path, 'pdb = "mine.pdb"', FORCE_FIELD)
     system = load_system(path)
     assert (system.name, system.n_atoms, system.base_kind) == ("mine", n_atoms, "bonds")
+    assert system.convention == "amber99sbildn.xml, 300 K, kT, nm"
     assert len(system.molecule.stereocentres) == n_centres
     assert system.one_handed == (n_centres > 0)
     ensemble = anneal(path, 8, n_per_group=4, cess=0.3, n_steps=1, n_leapfrog=3)
