@@ -176,7 +176,10 @@ def sample(
     n: Count = 1000,
     output: Output = None,
     seed: Seed = 0,
-    steps: Steps = 14,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of the RK4 solver. Default: 14, or 8 without density.", min=1),
+    ] = None,
     solver: Annotated[Solver, typer.Option(help="dopri5 chooses its own steps.")] = Solver.rk4,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")

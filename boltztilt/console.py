@@ -243,10 +243,9 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         ]
     else:
         rows.append(("<U> raw", raw))
-    if "n_mirrored" in ensemble.info:
-        share = ensemble.info["n_mirrored"] / max(len(ensemble), 1)
-        error = (0.25 / max(len(ensemble), 1)) ** 0.5
-        rows.append(("mirrored", f"{share:.1%}, 50 ± {100 * error:.1f} % expected"))
+    if "mirrored" in ensemble.info:
+        share = as_words(ensemble.info["mirrored"])
+        rows.append(("mirror images", f"{share} of the structures, 0.5 expected"))
     rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
     rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
     if "integration_error" in ensemble.info:

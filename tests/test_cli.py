@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
-from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS
+from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS, STEPS_WITHOUT_DENSITY
 from boltztilt.systems.system import load_system
 from boltztilt.tilt.annealing import anneal
 
@@ -128,9 +128,11 @@ def test_help_is_fast_and_imports_no_torch():
     assert used < 1.5  # seconds of the processor: other load does not count
 
 
-@pytest.mark.parametrize("verb", [cli.sample, cli.evaluate])
-def test_default_steps_are_those_of_the_sampler(verb):
-    assert inspect.signature(verb).parameters["steps"].default == DEFAULT_STEPS
+def test_default_steps_are_those_of_the_sampler():
+    assert inspect.signature(cli.evaluate).parameters["steps"].default == DEFAULT_STEPS
+    help_text = inspect.signature(cli.sample, eval_str=True).parameters["steps"].annotation
+    help_text = help_text.__metadata__[0].help
+    assert help_text.endswith(f"{DEFAULT_STEPS}, or {STEPS_WITHOUT_DENSITY} without density.")
 
 
 def test_defaults_of_anneal_are_those_of_the_package():

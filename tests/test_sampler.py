@@ -10,7 +10,7 @@ from torch import nn
 from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
-from boltztilt.sampling.sampler import Sampler, sample
+from boltztilt.sampling.sampler import DEFAULT_STEPS, STEPS_WITHOUT_DENSITY, Sampler, sample
 from boltztilt.systems.system import System, load_system
 
 STIFFNESS = 4.0
@@ -132,6 +132,9 @@ def test_sampling_without_density_gives_the_same_structures_without_weights():
     plain = sampler.sample(5, n_steps=2, with_density=False)
     assert torch.equal(plain.positions, sampler.sample(5, n_steps=2).positions)
     assert plain.log_density is None
+    defaults = [sampler.sample(2, with_density=with_density) for with_density in (True, False)]
+    expected = [DEFAULT_STEPS, STEPS_WITHOUT_DENSITY]
+    assert [ensemble.info["n_steps"] for ensemble in defaults] == expected
 
 
 def test_ensemble_tells_how_it_was_made():

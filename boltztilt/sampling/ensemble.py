@@ -93,7 +93,8 @@ class Ensemble:
 
         Where a molecule's energy does not tell mirror images apart, neither does the law that the
         structures were drawn from: reflecting those of the wrong hand doubles its density, and Z
-        is that of one hand. `info["n_mirrored"]` counts them. Other systems stay as they are.
+        is that of one hand. `info["mirrored"]` is their share with its error: far from one half,
+        the structures have collapsed. Other systems stay as they are.
         """
         if not self.system.one_handed:
             return self
@@ -105,7 +106,7 @@ class Ensemble:
             positions=positions,
             log_density=None if density is None else density + math.log(2),
             path_log_weights=None if path is None else path - math.log(2),
-            info={**self.info, "n_mirrored": int(mirrored.sum())},
+            info={**self.info, "mirrored": weighted_mean(mirrored.double(), groups=self.groups)},
         )
 
     @property
