@@ -327,7 +327,10 @@ def test_one_hand_has_twice_the_density_and_half_of_z(weights, dipeptide):
     one = ensemble.unmirrored()
     assert torch.equal(one.positions, frames)
     assert torch.equal(one.energies, ensemble.energies)
-    assert one.info == {"seed": 3, "n_mirrored": 2}
+    assert one.info["seed"] == 3
+    share = one.info["mirrored"]
+    assert share.value == 0.5
+    assert share.error == pytest.approx(0.5 / math.sqrt(4), rel=0.3)
     shift = math.log(2) if weights == "log_density" else -math.log(2)
     torch.testing.assert_close(getattr(one, weights), getattr(ensemble, weights) + shift)
     torch.testing.assert_close(one.log_weights, ensemble.log_weights - math.log(2))
