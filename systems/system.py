@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, resources
@@ -14,6 +14,7 @@ from boltztilt.sampling.base import BondGaussian, Gaussian
 from boltztilt.systems.molecule import Molecule
 
 if TYPE_CHECKING:
+    import ase
     import mdtraj
     import openmm
     import openmm.app
@@ -106,6 +107,8 @@ class System:
             raise ValueError(
                 f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
             )
+        if self.base_kind == "bonds" and self.molecule is not None:
+            _check_bonds(self.molecule)
         for name in ("base_std", "nm_per_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"system {self.name!r}: {name} must be positive")
@@ -144,6 +147,46 @@ class System:
             molecule=made.molecule,
             **{**MOLECULE_DEFAULTS, **settings},
         )
+
+    @classmethod
+    def from_ase(
+        cls,
+        atoms: "ase.Atoms",
+        calculator: Any,
+        temperature: float,
+        name: str = "molecule",
+        bonds: Iterable[tuple[int, int]] | None = None,
+        mirror_symmetric: bool = True,
+        energy_zero: float = 0.0,
+        trap: float = 0.0,
+        **settings: Any,
+    ) -> "System":
+        """A molecule or cluster with the energy of any ASE calculator, positions in nm.
+
+        The base is one of bonds if these connect all atoms, else isotropic and twice as wide as
+        the structure. A cluster evaporates in the long run unless a trap holds it.
+
+        Args:
+            atoms: elements and one structure, without periodic cell and constraints.
+            temperature: in kelvin.
+            bonds: pairs of bonded atoms, by default guessed from covalent radii; metals have none.
+            mirror_symmetric, energy_zero, trap: see ASEPotential.
+            settings: further attributes of the System, such as `recipe` or `base_std`.
+        """
+        from boltztilt.potentials.ase_potential import ASEPotential
+        from boltztilt.systems.ase_molecules import cluster_spread, molecule_from_ase
+
+        molecule = molecule_from_ase(atoms, bonds)
+        potential = ASEPotential(
+            atoms, calculator, temperature, mirror_symmetric, energy_zero, trap
+        )
+        defaults = {
+            **MOLECULE_DEFAULTS,
+            "convention": f"ASE's {type(calculator).__name__}, {temperature:g} K, kT, nm",
+        }
+        if len(molecule.detached):
+            defaults |= {"base_kind": "isotropic", "base_std": cluster_spread(molecule.structure)}
+        return cls(name=name, potential=potential, molecule=molecule, **{**defaults, **settings})
 
     @cached_property
     def base(self) -> Gaussian:
@@ -200,6 +243,17 @@ def as_potential(potential: Any, n_atoms: int = 0, n_dims: int = 0) -> Potential
     return potential
 
 
+def _check_bonds(molecule: Molecule) -> None:
+    """Raises unless the bonds connect all atoms, naming the first that is left out."""
+    if len(molecule.detached):
+        number = int(molecule.detached[0])
+        raise ValueError(
+            f"the bonds do not connect all atoms: none lead from the first to atom {number + 1} of "
+            f"{molecule.n_atoms} ({molecule.topology.atom(number)}); add bonds (in a PDB file, "
+            "CONECT records), or start from the isotropic base (base_kind = 'isotropic')"
+        )
+
+
 def available_systems() -> list[str]:
     """Returns the names of the systems that come with the package."""
     return sorted(path.stem for path in _shipped_folder().glob("*.toml"))
@@ -251,8 +305,11 @@ def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     if "potential" in settings:
         raise ValueError("a system has either a [molecule] or a [potential], not both")
-    made = molecule_from_table(settings.pop("molecule"), folder)
-    return {**MOLECULE_DEFAULTS, **settings, **made._asdict()}
+    table = settings.pop("molecule")
+    made = molecule_from_table(table, folder)
+    energy = ", ".join(table.get("force_field", [table.get("system_xml")]))
+    convention = f"{energy}, {table['temperature']:g} K, kT, nm"
+    return {**MOLECULE_DEFAULTS, "convention": convention, **settings, **made._asdict()}
 
 
 def _build_potential(table: Mapping[str, Any]) -> Potential:
