@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,39 @@ if TYPE_CHECKING:
 
 OVERLAP = 0.01
 """Distance (nm) below which two atoms of a structure are in each other's place."""
+
+DEFAULTS: dict[str, Any] = {"base_kind": "bonds", "base_std": 0.1, "nm_per_length": 1.0}
+"""Settings of systems of molecules, in nm, that replace those of clusters."""
+
+RECIPE: dict[str, Any] = {
+    "n_particles": 4096,
+    "rungs_per_rollout": 1000,
+    "rollout_steps": 14,
+    "recentring": "hmc",
+    "recentring_steps": 60,
+    "steps_per_rung": 15,
+    "first_rung_factor": 4.0,
+    "polish_steps": 1500,
+    "polish_chain_steps": 60,
+    "polish_rollout_every": 0,
+    "likelihood_steps": 850,
+    "likelihood_batch": 32,
+    "likelihood_solver_steps": 12,
+    "likelihood_grid_power": 2.0,
+    "likelihood_anchor": 0.1,
+    "smallest_noise": 0.003,
+    "compile": True,
+}
+"""Settings of training that molecules start from; those of a system's own recipe come on top."""
+
+NETWORK: dict[str, Any] = {
+    "kind": "local_density",
+    "core": 0.15,
+    "spread": 0.15,
+    "reach": 1.6,
+    "noise_scale": 0.02,
+}
+"""The network of molecules, with lengths in nm."""
 
 DISTORTION = 0.01
 """Standard deviation (nm) of the structures on which exchanged atoms are compared."""
@@ -182,6 +216,14 @@ class Molecule:
         others = [atom for atom in range(self.n_atoms) if atom not in (first, second)]
         same_neighbours = bool((self.bonded[first] == self.bonded[second])[others].all())
         return same_neighbours or len(self.detached) > 0
+
+
+def full_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a molecule with everything filled in that it leaves open."""
+    network = dict(recipe.get("network", {}))
+    if network.get("kind", NETWORK["kind"]) == NETWORK["kind"]:
+        network = {**NETWORK, **network}
+    return {**RECIPE, **recipe, "network": network}
 
 
 def _signed_volumes(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from boltztilt.energy import CallablePotential, Potential
 from boltztilt.sampling.base import BondGaussian, Gaussian
-from boltztilt.systems.molecule import Molecule
+from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
 
 if TYPE_CHECKING:
     import ase
@@ -26,8 +26,6 @@ POTENTIALS = {
     "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
 }
 BASE_KINDS = ("isotropic", "bonds")
-MOLECULE_DEFAULTS = {"base_kind": "bonds", "base_std": 0.1, "nm_per_length": 1.0}
-"""Settings of molecules, in nm, that replace those of clusters."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class System:
         convention: the energy convention in words, printed in reports.
         element, nm_per_length: chemical element and length unit with which files are written.
         reference_energy: known moments of the energy, if any.
-        recipe: the tables of the training recipe as written in the TOML file.
+        recipe: the training recipe as written in the TOML file; that of a molecule is completed
+            with settings in nm.
         source: the TOML file the system was loaded from; shipped weights lie beside it.
         files: other files that the TOML file names, in the same folder.
     """
@@ -87,6 +86,8 @@ class System:
             "n_dims": potential.n_dims,
         }
         derived["species"] = self.species or self._default_species(potential)
+        if self.molecule is not None:
+            derived["recipe"] = full_recipe(self.recipe)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         if len(self.species) != self.n_atoms:
@@ -145,7 +146,7 @@ class System:
             name=name,
             potential=made.potential,
             molecule=made.molecule,
-            **{**MOLECULE_DEFAULTS, **settings},
+            **{**DEFAULTS, **settings},
         )
 
     @classmethod
@@ -181,7 +182,7 @@ class System:
             atoms, calculator, temperature, mirror_symmetric, energy_zero, trap
         )
         defaults = {
-            **MOLECULE_DEFAULTS,
+            **DEFAULTS,
             "convention": f"ASE's {type(calculator).__name__}, {temperature:g} K, kT, nm",
         }
         if len(molecule.detached):
@@ -309,7 +310,7 @@ def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = molecule_from_table(table, folder)
     energy = ", ".join(table.get("force_field", [table.get("system_xml")]))
     convention = f"{energy}, {table['temperature']:g} K, kT, nm"
-    return {**MOLECULE_DEFAULTS, "convention": convention, **settings, **made._asdict()}
+    return {**DEFAULTS, "convention": convention, **settings, **made._asdict()}
 
 
 def _build_potential(table: Mapping[str, Any]) -> Potential:
