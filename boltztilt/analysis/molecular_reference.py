@@ -28,7 +28,6 @@ from boltztilt.analysis.reference import (
 from boltztilt.checkpoint import load_state, save_state
 from boltztilt.energy import CountedPotential, Potential
 from boltztilt.geometry import remove_mean
-from boltztilt.potentials.molecular import ForceFieldPotential
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
@@ -43,7 +42,6 @@ N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
 FIRST_STEP = 0.002  # nm
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
-WORTH_COMPILING = 1_000_000  # evaluations
 HOTTEST = 3.0  # of the temperature of the target
 N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000  # 270 chains fill one compiled batch
 TEMPERING_LEAPFROG, BURN_IN = 20, 0.2
@@ -123,8 +121,7 @@ def make_molecular_reference(
         progress,
     )
     generator = torch.Generator().manual_seed(seed)
-    n_evaluations = frames.shape[:2].numel() * N_CORRECTIONS * N_LEAPFROG
-    potential = CountedPotential(fast(system.potential, n_evaluations))
+    potential = CountedPotential(system.potential)
     positions, energies, correction = correct(potential, frames, generator)
     info = {
         "method": "Langevin dynamics, corrected by Hamiltonian Monte Carlo",
@@ -240,8 +237,7 @@ def temper(
         raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
     assert system.molecule is not None
     started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    n_evaluations = n_rounds * N_LADDERS * N_TEMPERATURES * TEMPERING_LEAPFROG
-    potential = fast(system.potential, n_evaluations)
+    potential = system.potential
     betas = geometric_betas(HOTTEST, N_TEMPERATURES)
     structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
     chains = start_ladders(
@@ -291,10 +287,3 @@ def blocks(
     length = math.ceil(n_frames / N_BLOCKS)
     n_blocks = n_frames // length
     return values[:, : n_blocks * length].reshape(-1, length, *values.shape[2:])
-
-
-def fast(potential: Potential, n_evaluations: int) -> Potential:
-    """The potential, compiled if it can be and so many evaluations are worth it."""
-    if not isinstance(potential, ForceFieldPotential) or n_evaluations < WORTH_COMPILING:
-        return potential
-    return ForceFieldPotential(potential.terms, potential.n_atoms, True, potential.source)
