@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from boltztilt.energy import Potential
+from boltztilt.energy import CallablePotential, Potential
+from boltztilt.sampling.base import BondGaussian
 from boltztilt.sampling.mcmc import ChainState, hmc, mala, random_walk, truncated_drift
 
 N_CHAINS = 4000
@@ -155,6 +156,26 @@ def test_step_size_finds_the_target_acceptance(adapted, target, step_size):
     again = adapted(potential, state.positions, state.step_size, generator)
     assert isinstance(state, ChainState)
     assert abs(again.acceptance - target) < 0.05
+
+
+def test_scale_of_a_covariance_moves_all_modes_alike():
+    """A chain of 16 atoms bound by springs: the law is the same, and soft modes are not slow."""
+    bonds = torch.stack([torch.arange(15), torch.arange(1, 16)])
+    base, n = BondGaussian(16, 3, 0.2, bonds=bonds), 4000
+    chain = CallablePotential(lambda x: base.squared_norm(x) / 2, 16)
+    start = torch.zeros(n, 16, 3)
+
+    def end_to_end(scale):
+        generator = torch.Generator().manual_seed(0)
+        state = hmc(chain, start, 8, 0.06, 6, generator, adapt=False, scale=scale)
+        return (state.positions[:, 0] - state.positions[:, -1]).square().mean().item(), state
+
+    exact = 15 * 0.2**2
+    scaled, state = end_to_end(base.mode_scale)
+    assert scaled == pytest.approx(exact, abs=4 * exact * math.sqrt(2 / (3 * n)))
+    assert state.energies.mean() == pytest.approx(45 / 2, abs=4 * math.sqrt(45 / 2 / n))
+    assert state.positions.mean(1).abs().max() < 1e-5
+    assert end_to_end(None)[0] < 0.8 * exact
 
 
 def test_impossible_settings_are_refused():

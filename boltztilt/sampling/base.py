@@ -33,6 +33,11 @@ class Gaussian:
             raise ValueError("a centred Gaussian needs at least 2 atoms; pass centered=False")
 
     @property
+    def mode_scale(self) -> Float[Tensor, "atoms atoms"] | None:
+        """Square root of the covariance of the atoms over `std`; None where it is the identity."""
+        return None
+
+    @property
     def dof(self) -> int:
         """Number of dimensions of the space the law lives on."""
         return self.n_dims * (self.n_atoms - int(self.centered))
@@ -93,6 +98,12 @@ class BondGaussian(Gaussian):
         numbers = torch.arange(len(first))
         difference[numbers, first], difference[numbers, second] = 1.0, -1.0
         return torch.linalg.eigh(difference.T @ difference)
+
+    @property
+    def mode_scale(self) -> Float64[Tensor, "atoms atoms"]:
+        """Square root of the covariance of the atoms over `std`, symmetric, zero on their mean."""
+        values, vectors = self._spectrum
+        return (vectors[:, 1:] / values[1:].sqrt()) @ vectors[:, 1:].T
 
     def sample(
         self,

@@ -236,7 +236,8 @@ class Ensemble:
         states = []
         for batch in self.positions.split(batch_size):
             for n_trajectories, n_leapfrog in stages:
-                state = hmc(potential, batch, n_trajectories, step_size, n_leapfrog, generator)
+                settings = (n_trajectories, step_size, n_leapfrog, generator)
+                state = hmc(potential, batch, *settings, scale=self.system.base.mode_scale)
                 batch, step_size = state.positions, state.step_size
                 n_accepted += state.acceptance * n_trajectories * len(batch)
             states.append(state)

@@ -105,17 +105,27 @@ def hmc(
     generator: torch.Generator,
     adapt: bool = True,
     target_acceptance: float = 0.8,
+    scale: Float[Tensor, "atoms atoms"] | None = None,
 ) -> ChainState:
-    """Chains after `n_steps` Hamiltonian trajectories of `n_leapfrog` leapfrog steps, unit mass.
+    """Chains after `n_steps` Hamiltonian trajectories of `n_leapfrog` leapfrog steps.
 
     Each trajectory draws its own step within 20 % of `step_size`, so that none is periodic. Forces
     are truncated as in `mala`, so that chains leave overlaps; leapfrog with any function of the
     positions in place of the force is reversible and keeps volume, and the energies that decide on
     acceptance are the true ones.
 
-    Reference: Neal (2011), MCMC using Hamiltonian dynamics, section 5.3, arXiv:1206.1901.
+    Masses are one, unless a symmetric matrix S is given as `scale`: coordinates S⁻¹ x then have
+    unit masses, so that modes along which S stretches move further. With the square root of a
+    covariance, chains move alike along all of its modes.
+
+    Reference: Neal (2011), MCMC using Hamiltonian dynamics, sections 4.1 and 5.3, arXiv:1206.1901.
     """
     _check(n_steps, step_size)
+    matrix = None if scale is None else scale.to(positions)
+
+    def scaled(vectors: Tensor) -> Tensor:
+        return vectors if matrix is None else matrix @ vectors
+
     if n_leapfrog < 1:
         raise ValueError(f"n_leapfrog is {n_leapfrog}; give at least 1 leapfrog step")
 
@@ -125,10 +135,10 @@ def hmc(
         start = _normal(state.positions, generator, potential.centered)
         momenta, moved, forces = start, state.positions, state.forces
         for _ in range(n_leapfrog):
-            momenta = momenta + truncated_drift(forces, step) / step
-            moved = moved + step * momenta
+            momenta = momenta + truncated_drift(scaled(forces), step) / step
+            moved = moved + step * scaled(momenta)
             energies, forces = _energy_and_force(potential, moved)
-            momenta = momenta + truncated_drift(forces, step) / step
+            momenta = momenta + truncated_drift(scaled(forces), step) / step
         return _Proposal(moved, energies, forces, _kinetic(start) - _kinetic(momenta))
 
     start = _start(potential, positions, step_size, with_forces=True)

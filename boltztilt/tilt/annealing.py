@@ -175,7 +175,7 @@ class ChainGroups:
         tilted = TiltedPotential(self.potential, self.base, tilt)
         start = self.positions[chosen]
         settings = (self.n_steps, step_size, self.n_leapfrog, self.generator, adapt)
-        state = hmc(tilted, start, *settings)
+        state = hmc(tilted, start, *settings, scale=self.base.mode_scale)
         self.positions, self.ancestors = state.positions, self.ancestors[chosen]
         self.energies = self.potential.energy(self.positions)
         self.acceptance += (state.acceptance - self.acceptance) / (self.n_rungs + 1)
