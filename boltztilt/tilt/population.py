@@ -48,8 +48,14 @@ class Chains:
         start = (tilted, positions)
         if self.kind == "hmc":
             n_trajectories = -(-n_steps // LEAPFROG_STEPS)
-            settings = (n_trajectories, self.step_size, LEAPFROG_STEPS, self.generator)
-            state = hmc(*start, *settings, scale=self.base.mode_scale)
+            state = hmc(
+                *start,
+                n_trajectories,
+                self.step_size,
+                LEAPFROG_STEPS,
+                self.generator,
+                scale=self.base.mode_scale,
+            )
         else:
             kernel = mala if self.kind == "mala" else random_walk
             state = kernel(*start, n_steps, self.step_size, self.generator)
