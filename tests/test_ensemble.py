@@ -288,6 +288,7 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
         (Estimate(-43.0612, 0.0151), "-43.061 ± 0.015"),
         (Estimate(3.25, 12.0), "3 ± 12"),
         (Estimate(1.5, 0.0), "1.5 ± 0"),
+        (Estimate(1.0, 5.2e-17), "1 ± 5e-17"),
         (Estimate(1.5, math.nan), "1.5 ± unknown"),
     ],
 )

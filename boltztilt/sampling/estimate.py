@@ -11,6 +11,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 
+MOST_DECIMALS = 6
+"""Numbers with smaller errors are printed to four digits."""
+
+
 class Estimate(NamedTuple):
     """A number and its standard error."""
 
@@ -24,6 +28,8 @@ class Estimate(NamedTuple):
         if not math.isfinite(self.error) or self.error <= 0:
             return f"{self.value:.4g} ± {self.error:.2g}"
         exponent = math.floor(math.log10(self.error))
+        if exponent < -MOST_DECIMALS:
+            return f"{self.value:.4g} ± {self.error:.1g}"
         leading_one = self.error < 2 * 10.0**exponent
         decimals = max(0, -exponent + int(leading_one))
         return f"{self.value:.{decimals}f} ± {self.error:.{decimals}f}"
