@@ -86,6 +86,32 @@ def next_command(name: str, folder: Path) -> str:
     return f"continue with: {shlex.join(words)}"
 
 
+def partial_path(output: Path) -> Path:
+    """The folder that holds what a molecule's reference is made of, until that is written."""
+    return output.with_suffix(".partial")
+
+
+def check_partial(output: Path, resume: bool, force: bool) -> Path:
+    """The folder of an interrupted reference, after checking that it is there only if wanted."""
+    path = partial_path(output)
+    if resume and not path.exists():
+        raise FileNotFoundError(f"no {path}: there is nothing to resume; start without --resume")
+    if path.exists() and not resume and not force:
+        raise FileExistsError(
+            f"{path} holds an interrupted run; --resume continues it, --force starts again"
+        )
+    return path
+
+
+def next_reference_command(name: str, output: Path, n: int, seed: int) -> str:
+    """What to type after an interruption of `boltztilt reference`."""
+    if not partial_path(output).exists():
+        return "nothing was kept yet: start again"
+    words = ["boltztilt", "reference", name, "-n", str(n), "-o", str(output)]
+    words += ["--seed", str(seed), "--resume"]
+    return f"continue with: {shlex.join(words)}"
+
+
 def evaluation_folder(target: str) -> Path:
     """The run folder itself, or `NAME_evaluation` in the current folder."""
     path = Path(target)

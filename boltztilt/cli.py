@@ -6,6 +6,7 @@ Every heavy import (torch and all that needs it) happens inside the verb that us
 
 from __future__ import annotations
 
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +18,13 @@ from typer.core import TyperGroup
 from boltztilt import __version__, console
 from boltztilt.arguments import (
     check_device,
+    check_partial,
     check_run_folder,
     evaluation_folder,
     next_command,
+    next_reference_command,
     open_sampler,
+    partial_path,
     read_overrides,
 )
 
@@ -409,47 +413,92 @@ def find_reference(
     system: System, given: Path | None, folder: Path, n: int, quiet: bool
 ) -> Reference:
     """The given reference, the one kept in the folder, or a new one that is kept there."""
-    from boltztilt.analysis.reference import Reference, make_reference
+    from boltztilt.analysis.reference import Reference
 
     kept = folder / "reference.npz"
     if given is not None or kept.exists():
         return Reference.load(given or kept, system)
-    with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
-        made = make_reference(system, n_samples=n, seed=0, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(kept)
+    made = sample_reference(system, n, 0, partial, resume=True, quiet=quiet)
     made.save(kept)
+    shutil.rmtree(partial, ignore_errors=True)
     return made
+
+
+def sample_reference(
+    system: System, n: int, seed: int, partial: Path, resume: bool, quiet: bool
+) -> Reference:
+    """A new reference: by OpenMM dynamics for molecules, by Markov chains for all else."""
+    from boltztilt.analysis.dynamics import find_source
+
+    if find_source(system.potential) is None:
+        from boltztilt.analysis.reference import make_reference
+
+        with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
+            return make_reference(system, n_samples=n, seed=seed, progress=progress)
+    from boltztilt.analysis.molecular_reference import Tempered, make_molecular_reference, temper
+
+    partial.mkdir(exist_ok=True)
+    found = partial / "tempering.pt"
+    if resume and found.exists():
+        tempered = Tempered.load(found)
+    else:
+        with console.counting_bar("replica exchange", "rounds", quiet) as progress:
+            tempered = temper(system, seed=seed, progress=progress)
+        tempered.save(found)
+    state = partial / "dynamics.pt"
+    with console.counting_bar("Langevin dynamics", "ps", quiet) as progress:
+        return make_molecular_reference(
+            system, tempered, n, seed, state_path=state, resume=resume, progress=progress
+        )
 
 
 @app.command()
 def reference(
     name: Name,
-    output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="An .npz file; a .dcd or .xtc adds a trajectory and a .pdb."
+        ),
+    ],
     n: Annotated[int, typer.Option("-n", help="Number of structures.", min=4)] = 10_000,
     seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run of a molecule.")
+    ] = False,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Makes reference samples by long Markov chains, and checks that they are equilibrated.
+    """Makes reference samples, and checks that they are equilibrated.
 
-    [bold]Example[/bold]
+    A molecule is simulated by Langevin dynamics with OpenMM, in replicas that
+    start where replica exchange left them, up to three times as hot. Any other
+    system is sampled by long Markov chains.
+
+    [bold]Examples[/bold]
       boltztilt reference lj13 -o lj13_reference.npz
+      boltztilt reference aldp -o aldp_reference.dcd
+      boltztilt reference aldp -o aldp_reference.dcd --resume
     """
-    from boltztilt.files import check_writable
+    from boltztilt.analysis.reference import failed_checks, reference_paths
 
-    if output.suffix != ".npz":
-        raise ValueError(f"a reference is written as .npz, but the output is {output}")
-    check_writable(output, overwrite=force)
-    from boltztilt.analysis.reference import failed_checks, make_reference
+    paths = reference_paths(output, overwrite=force)
+    partial = check_partial(output, resume, force)
     from boltztilt.systems.system import load_system
 
     system = load_system(name)
-    with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
-        made = make_reference(system, n_samples=n, seed=seed, progress=progress)
+    try:
+        made = sample_reference(system, n, seed, partial, resume, quiet)
+    except KeyboardInterrupt:
+        print(f"stopped; {next_reference_command(name, output, n, seed)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     rows = console.report_rows(made.report(), {"system", "convention"})
     console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)
-    console.print_files([output])
+    shutil.rmtree(partial, ignore_errors=True)
+    console.print_files(paths)
     for failed in failed_checks(made.checks):
         console.standard_error().print(f"warning: not equilibrated: {failed}")
 

@@ -15,6 +15,7 @@ from boltztilt.networks.compilation import compiled_for
 from boltztilt.potentials.force_terms import Term, total
 from boltztilt.potentials.openmm_potential import (
     OpenMMPotential,
+    OpenMMSource,
     check_atoms,
     check_system,
     finite_force,
@@ -47,7 +48,8 @@ def molecular_potential(
     check_system(system)
     terms, untranslated = translate(system, thermal_energy(temperature))
     if not untranslated:
-        return ForceFieldPotential(terms, system.getNumParticles(), compile)
+        source = OpenMMSource(system, temperature)
+        return ForceFieldPotential(terms, system.getNumParticles(), compile, source)
     forces = "; ".join(f"{name}: {reason}" for name, reason in untranslated.items())
     warnings.warn(
         f"OpenMM computes the energy frame by frame, which is slow ({forces})", stacklevel=2
@@ -71,18 +73,26 @@ class ForceFieldPotential(Potential):
         compile: use torch.compile: a few times faster after some ten seconds at the first call;
             None compiles once so many frames were evaluated that more are to be expected. Energies
             that autograd has to follow are not compiled.
+        source: the OpenMM System that the terms come from, if any; needed for dynamics only.
     """
 
     n_dims = 3
     centered = True
 
-    def __init__(self, terms: list[Term], n_atoms: int, compile: bool | None = None):
+    def __init__(
+        self,
+        terms: list[Term],
+        n_atoms: int,
+        compile: bool | None = None,
+        source: OpenMMSource | None = None,
+    ):
         if not terms:
             raise ValueError("the System has no force: create it with a ForceField, or add forces")
         self.terms = terms
         self.n_atoms = n_atoms
         self.mirror_symmetric = all(term.mirror_symmetric for term in terms)
         self.compile = compile
+        self.source = source
         self._n_evaluated = 0
         self._compiled: dict[tuple[Callable, str], Callable] = {}
 

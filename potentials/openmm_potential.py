@@ -6,7 +6,7 @@ import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     import openmm
 
 EXTERNAL_FORCES = ("CustomExternalForce", "CustomCVForce")  # may see absolute positions
+
+
+class OpenMMSource(NamedTuple):
+    """The OpenMM System behind a potential and its temperature in kelvin: what dynamics needs."""
+
+    system: openmm.System
+    temperature: float
 
 
 class OpenMMPotential(Potential):
@@ -58,11 +65,11 @@ class OpenMMPotential(Potential):
             raise ValueError(f"n_workers must be at least 1, got {n_workers}")
         check_system(system)
         self.kt = thermal_energy(temperature)
+        self.source = OpenMMSource(system, temperature)
         self.n_atoms = system.getNumParticles()
         self.n_workers = n_workers
         self.centered = not external_forces(system) if centered is None else centered
         self.mirror_symmetric = mirror_symmetric
-        self._system = system
         self._settings = (platform, properties)
         self._evaluator = FrameEvaluator(system, platform, properties)
 
@@ -102,7 +109,7 @@ class OpenMMPotential(Potential):
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:
-        xml = import_openmm().XmlSerializer.serialize(self._system)
+        xml = import_openmm().XmlSerializer.serialize(self.source.system)
         return ProcessPoolExecutor(
             self.n_workers, get_context("spawn"), Worker.start, (xml, *self._settings)
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,42 @@ from boltztilt.energy import Potential
 
 if TYPE_CHECKING:
     import mdtraj
+
+OVERLAP = 0.01
+"""Distance (nm) below which two atoms of a structure are in each other's place."""
+
+DEFAULTS: dict[str, Any] = {"base_kind": "bonds", "base_std": 0.1, "nm_per_length": 1.0}
+"""Settings of systems of molecules, in nm, that replace those of clusters."""
+
+RECIPE: dict[str, Any] = {
+    "n_particles": 4096,
+    "rungs_per_rollout": 1000,
+    "rollout_steps": 14,
+    "recentring": "hmc",
+    "recentring_steps": 60,
+    "steps_per_rung": 15,
+    "first_rung_factor": 4.0,
+    "polish_steps": 1500,
+    "polish_chain_steps": 60,
+    "polish_rollout_every": 0,
+    "likelihood_steps": 850,
+    "likelihood_batch": 32,
+    "likelihood_solver_steps": 12,
+    "likelihood_grid_power": 2.0,
+    "likelihood_anchor": 0.1,
+    "smallest_noise": 0.003,
+    "compile": True,
+}
+"""Settings of training that molecules start from; those of a system's own recipe come on top."""
+
+NETWORK: dict[str, Any] = {
+    "kind": "local_density",
+    "core": 0.15,
+    "spread": 0.15,
+    "reach": 1.6,
+    "noise_scale": 0.02,
+}
+"""The network of molecules, with lengths in nm."""
 
 DISTORTION = 0.01
 """Standard deviation (nm) of the structures on which exchanged atoms are compared."""
@@ -41,6 +78,25 @@ class Molecule:
                 f"structure of shape {tuple(self.structure.shape)} given for a topology of "
                 f"{expected[0]} atoms: expected {expected}, in nm"
             )
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        """Raises ValueError where an atom has no position, or that of another one."""
+        atoms = list(self.topology.atoms)
+        unknown = (~torch.isfinite(self.structure).all(dim=1)).nonzero().flatten().tolist()
+        if unknown:
+            raise ValueError(
+                f"atom {unknown[0] + 1} ({atoms[unknown[0]]}) has no finite position in the "
+                "structure of the molecule: complete it, for example with PDBFixer"
+            )
+        apart = torch.cdist(self.structure.double(), self.structure.double())
+        apart.fill_diagonal_(torch.inf)
+        first, second = divmod(int(apart.argmin()), self.n_atoms)
+        if self.n_atoms > 1 and apart[first, second] < OVERLAP:
+            raise ValueError(
+                f"atoms {first + 1} ({atoms[first]}) and {second + 1} ({atoms[second]}) overlap in "
+                "the structure of the molecule: give one with all atoms in their places"
+            )
 
     @property
     def n_atoms(self) -> int:
@@ -64,6 +120,17 @@ class Molecule:
         matrix = torch.zeros(self.n_atoms, self.n_atoms, dtype=torch.bool)
         matrix[self.bonds[0], self.bonds[1]] = True
         return matrix | matrix.T
+
+    @cached_property
+    def detached(self) -> Int[Tensor, "rest"]:
+        """Atoms to which no way along bonds leads from the first atom."""
+        reached = torch.zeros(self.n_atoms, dtype=torch.bool)
+        further = reached.clone()
+        further[0] = True
+        while bool((further & ~reached).any()):
+            reached = further
+            further = reached | self.bonded[reached].any(dim=0)
+        return (~reached).nonzero().flatten()
 
     def bond_distances(self, largest: int = 4) -> Int[Tensor, "atoms atoms"]:
         """Number of bonds on the shortest way between two atoms, at most `largest`."""
@@ -124,7 +191,8 @@ class Molecule:
         """One integer per atom, the same for atoms whose exchange leaves the energy unchanged.
 
         Candidates are atoms of one element with the same bonded neighbours, such as the hydrogens
-        of a methyl group; the energy itself decides, on distorted structures.
+        of a methyl group, or, where bonds do not connect all atoms, all atoms of one element; the
+        energy itself decides, on distorted structures.
         """
         roles = list(range(self.n_atoms))
         generator = torch.Generator().manual_seed(0)
@@ -143,10 +211,19 @@ class Molecule:
         return tuple(roles)
 
     def _same_surroundings(self, first: int, second: int) -> bool:
+        if self.elements[first] != self.elements[second]:
+            return False
         others = [atom for atom in range(self.n_atoms) if atom not in (first, second)]
         same_neighbours = bool((self.bonded[first] == self.bonded[second])[others].all())
-        has_neighbours = bool(self.bonded[first, others].any())
-        return same_neighbours and has_neighbours and self.elements[first] == self.elements[second]
+        return same_neighbours or len(self.detached) > 0
+
+
+def full_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a molecule with everything filled in that it leaves open."""
+    network = dict(recipe.get("network", {}))
+    if network.get("kind", NETWORK["kind"]) == NETWORK["kind"]:
+        network = {**NETWORK, **network}
+    return {**RECIPE, **recipe, "network": network}
 
 
 def _signed_volumes(

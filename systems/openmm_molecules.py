@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     import openmm
     import openmm.app
 
-SETTINGS = ("pdb", "force_field", "system_xml", "temperature")
+SETTINGS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "pdb": (str, "the name of a PDB file"),
+    "force_field": (list, "a list of OpenMM's XML files"),
+    "system_xml": (str, "the name of a file with a serialized OpenMM System"),
+    "temperature": ((int, float), "a number of kelvin"),
+}
 
 
 class MolecularSystem(NamedTuple):
@@ -58,16 +64,7 @@ def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSyst
         ValueError: unknown or missing settings, or atoms that the force field does not know.
         FileNotFoundError: a file that is neither in the folder nor, for force fields, in OpenMM.
     """
-    unknown = sorted(set(table) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"[molecule] unknown setting {unknown[0]!r}; known: {', '.join(SETTINGS)}")
-    if "pdb" not in table or "temperature" not in table:
-        raise ValueError("[molecule] needs pdb (a file) and temperature (in kelvin)")
-    if ("force_field" in table) == ("system_xml" in table):
-        raise ValueError(
-            "[molecule] needs either force_field (a list of OpenMM's XML files) or system_xml (a "
-            "serialized OpenMM System)"
-        )
+    _check_table(table)
     pdb, path = read_pdb(folder / table["pdb"])
     files = [path]
     if "system_xml" in table:
@@ -82,6 +79,27 @@ def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSyst
     return made._replace(files=tuple(files))
 
 
+def _check_table(table: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a [molecule] table has the settings it needs and no others."""
+    for key, value in table.items():
+        if key not in SETTINGS:
+            nearest = difflib.get_close_matches(key, SETTINGS, n=1)
+            suggestion = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(
+                f"[molecule] unknown setting {key!r}.{suggestion} Known: {', '.join(SETTINGS)}"
+            )
+        kinds, meaning = SETTINGS[key]
+        if not isinstance(value, kinds) or isinstance(value, bool) or value == []:
+            raise ValueError(f"[molecule] {key} = {value!r}: expected {meaning}")
+    if "pdb" not in table or "temperature" not in table:
+        raise ValueError("[molecule] needs pdb (a file) and temperature (in kelvin)")
+    if ("force_field" in table) == ("system_xml" in table):
+        raise ValueError(
+            "[molecule] needs either force_field (a list of OpenMM's XML files) or system_xml (a "
+            "serialized OpenMM System)"
+        )
+
+
 def read_pdb(path: Path) -> tuple[openmm.app.PDBFile, Path]:
     """The contents of a PDB file, and its path."""
     import_openmm()
@@ -92,7 +110,10 @@ def read_pdb(path: Path) -> tuple[openmm.app.PDBFile, Path]:
     try:
         return PDBFile(str(path)), path
     except Exception as error:
-        raise ValueError(f"{path} is not a PDB file that OpenMM can read: {error}") from error
+        raise ValueError(
+            f"{path} is not a PDB file that OpenMM can read ({type(error).__name__}: {error}); it "
+            "has to hold ATOM or HETATM records"
+        ) from error
 
 
 def read_system(path: Path) -> openmm.System:
@@ -101,9 +122,12 @@ def read_system(path: Path) -> openmm.System:
     if not path.is_file():
         raise FileNotFoundError(f"[molecule] no such file of a serialized System: {path}")
     try:
-        return mm.XmlSerializer.deserialize(path.read_text(encoding="utf-8"))
+        system = mm.XmlSerializer.deserialize(path.read_text(encoding="utf-8"))
     except Exception as error:
         raise ValueError(f"{path} does not hold a serialized OpenMM System: {error}") from error
+    if not isinstance(system, mm.System):
+        raise ValueError(f"{path} holds a {type(system).__name__}, not a serialized OpenMM System")
+    return system
 
 
 def build_system(pdb: openmm.app.PDBFile, force_field: Sequence[str]) -> openmm.System:
@@ -118,14 +142,35 @@ def build_system(pdb: openmm.app.PDBFile, force_field: Sequence[str]) -> openmm.
     try:
         forces = ForceField(*force_field)
     except Exception as error:
-        raise ValueError(f"force_field = {list(force_field)}: OpenMM says: {error}") from error
+        raise ValueError(
+            f"force_field = {list(force_field)}: {error}; give files beside the TOML file, or some "
+            "that come with OpenMM, such as amber14-all.xml"
+        ) from error
+    check_atoms_have_bonds(pdb.topology)
     try:
         return forces.createSystem(
             pdb.topology, nonbondedMethod=NoCutoff, constraints=None, rigidWater=False
         )
     except Exception as error:
+        residues = forces.getUnmatchedResidues(pdb.topology)
+        name = f"residue {residues[0].name} {residues[0].id}" if residues else "the molecule"
+        reason = str(error).split("For more information")[0].strip()
         raise ValueError(
-            f"{', '.join(force_field)} cannot describe the molecule: {error} Add missing hydrogens "
-            "and name atoms and residues as the force field does (PDBFixer or "
+            f"{', '.join(force_field)} cannot describe {name}: {reason} Add missing hydrogens and "
+            "name atoms and residues as the force field does (PDBFixer or "
             "openmm.app.Modeller.addHydrogens help), or add a force-field file that knows them"
         ) from error
+
+
+def check_atoms_have_bonds(topology: openmm.app.Topology) -> None:
+    """Raises ValueError for the first atom without bonds that is not a residue on its own."""
+    bonded = {atom.index for bond in topology.bonds() for atom in bond}
+    for residue in topology.residues():
+        atoms = list(residue.atoms())
+        alone = [atom for atom in atoms if atom.index not in bonded]
+        if alone and len(atoms) > 1:
+            raise ValueError(
+                f"atom {alone[0].name} of residue {residue.name} {residue.id} has no bonds: a PDB "
+                "file needs CONECT records for atoms and residues other than the standard ones "
+                "(check the names; openmm.app.Modeller and PDBFixer write standard names)"
+            )

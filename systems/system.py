@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module, resources
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from boltztilt.energy import CallablePotential, Potential
 from boltztilt.sampling.base import BondGaussian, Gaussian
-from boltztilt.systems.molecule import Molecule
+from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
 
 if TYPE_CHECKING:
+    import ase
     import mdtraj
     import openmm
     import openmm.app
@@ -25,8 +26,6 @@ POTENTIALS = {
     "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
 }
 BASE_KINDS = ("isotropic", "bonds")
-MOLECULE_DEFAULTS = {"base_kind": "bonds", "base_std": 0.1, "nm_per_length": 1.0}
-"""Settings of molecules, in nm, that replace those of clusters."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class System:
         convention: the energy convention in words, printed in reports.
         element, nm_per_length: chemical element and length unit with which files are written.
         reference_energy: known moments of the energy, if any.
-        recipe: the tables of the training recipe as written in the TOML file.
+        recipe: the training recipe as written in the TOML file; that of a molecule is completed
+            with settings in nm.
         source: the TOML file the system was loaded from; shipped weights lie beside it.
         files: other files that the TOML file names, in the same folder.
     """
@@ -86,6 +86,8 @@ class System:
             "n_dims": potential.n_dims,
         }
         derived["species"] = self.species or self._default_species(potential)
+        if self.molecule is not None:
+            derived["recipe"] = full_recipe(self.recipe)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         if len(self.species) != self.n_atoms:
@@ -106,6 +108,8 @@ class System:
             raise ValueError(
                 f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
             )
+        if self.base_kind == "bonds" and self.molecule is not None:
+            _check_bonds(self.molecule)
         for name in ("base_std", "nm_per_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"system {self.name!r}: {name} must be positive")
@@ -142,8 +146,48 @@ class System:
             name=name,
             potential=made.potential,
             molecule=made.molecule,
-            **{**MOLECULE_DEFAULTS, **settings},
+            **{**DEFAULTS, **settings},
         )
+
+    @classmethod
+    def from_ase(
+        cls,
+        atoms: "ase.Atoms",
+        calculator: Any,
+        temperature: float,
+        name: str = "molecule",
+        bonds: Iterable[tuple[int, int]] | None = None,
+        mirror_symmetric: bool = True,
+        energy_zero: float = 0.0,
+        trap: float = 0.0,
+        **settings: Any,
+    ) -> "System":
+        """A molecule or cluster with the energy of any ASE calculator, positions in nm.
+
+        The base is one of bonds if these connect all atoms, else isotropic and twice as wide as
+        the structure. A cluster evaporates in the long run unless a trap holds it.
+
+        Args:
+            atoms: elements and one structure, without periodic cell and constraints.
+            temperature: in kelvin.
+            bonds: pairs of bonded atoms, by default guessed from covalent radii; metals have none.
+            mirror_symmetric, energy_zero, trap: see ASEPotential.
+            settings: further attributes of the System, such as `recipe` or `base_std`.
+        """
+        from boltztilt.potentials.ase_potential import ASEPotential
+        from boltztilt.systems.ase_molecules import cluster_spread, molecule_from_ase
+
+        molecule = molecule_from_ase(atoms, bonds)
+        potential = ASEPotential(
+            atoms, calculator, temperature, mirror_symmetric, energy_zero, trap
+        )
+        defaults = {
+            **DEFAULTS,
+            "convention": f"ASE's {type(calculator).__name__}, {temperature:g} K, kT, nm",
+        }
+        if len(molecule.detached):
+            defaults |= {"base_kind": "isotropic", "base_std": cluster_spread(molecule.structure)}
+        return cls(name=name, potential=potential, molecule=molecule, **{**defaults, **settings})
 
     @cached_property
     def base(self) -> Gaussian:
@@ -200,6 +244,17 @@ def as_potential(potential: Any, n_atoms: int = 0, n_dims: int = 0) -> Potential
     return potential
 
 
+def _check_bonds(molecule: Molecule) -> None:
+    """Raises unless the bonds connect all atoms, naming the first that is left out."""
+    if len(molecule.detached):
+        number = int(molecule.detached[0])
+        raise ValueError(
+            f"the bonds do not connect all atoms: none lead from the first to atom {number + 1} of "
+            f"{molecule.n_atoms} ({molecule.topology.atom(number)}); add bonds (in a PDB file, "
+            "CONECT records), or start from the isotropic base (base_kind = 'isotropic')"
+        )
+
+
 def available_systems() -> list[str]:
     """Returns the names of the systems that come with the package."""
     return sorted(path.stem for path in _shipped_folder().glob("*.toml"))
@@ -251,8 +306,11 @@ def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     if "potential" in settings:
         raise ValueError("a system has either a [molecule] or a [potential], not both")
-    made = molecule_from_table(settings.pop("molecule"), folder)
-    return {**MOLECULE_DEFAULTS, **settings, **made._asdict()}
+    table = settings.pop("molecule")
+    made = molecule_from_table(table, folder)
+    energy = ", ".join(table.get("force_field", [table.get("system_xml")]))
+    convention = f"{energy}, {table['temperature']:g} K, kT, nm"
+    return {**DEFAULTS, "convention": convention, **settings, **made._asdict()}
 
 
 def _build_potential(table: Mapping[str, Any]) -> Potential:

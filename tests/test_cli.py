@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import mdtraj
 import numpy as np
+import openmm.app
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
+from boltztilt.analysis import dynamics, molecular_reference
 from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS, STEPS_WITHOUT_DENSITY
 from boltztilt.systems.system import load_system
 from boltztilt.tilt.annealing import anneal
@@ -276,7 +279,7 @@ def test_anneal_writes_the_files_of_sample_and_explains_its_weights(system_file,
 def test_annealed_structures_can_be_resampled_and_refined(system_file, tmp_path):
     output = tmp_path / "out.npz"
     options = ["--resample", "--refine", 10, "--steps", 1, "--leapfrog", 3, "--quiet"]
-    result = boltztilt("anneal", system_file, "-n", 500, "-o", output, *options)
+    result = boltztilt("anneal", system_file, "-n", 1200, "-o", output, *options)
     assert result.exit_code == 0, result.output
     with np.load(output) as saved:
         assert "log_weights" not in saved
@@ -332,7 +335,8 @@ def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
         (["train", "lj13", "-o", "run", "--set", "cess"], "key=value"),
         (["train", "lj13", "-o", "run", "--set", "no_such_key=3"], "no_such_key"),
         (["evaluate", "absent/run"], "absent/run"),
-        (["reference", "lj13", "-o", "out.dcd"], ".npz"),
+        (["reference", "lj13", "-o", "out.gro"], ".npz"),
+        (["reference", "aldp", "-o", "out.npz", "--resume"], "out.partial"),
         (["reference", "lj13", "-o", "out.npz", "-n", "0"], "-n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -526,6 +530,63 @@ def test_reference_is_written_and_not_overwritten(system_file, tmp_path):
     assert "virial" in result.stdout
     assert np.load(output)["positions"].shape == (100, 3, 3)
     assert_refused(boltztilt(*words), "reference.npz", "--force")
+
+
+@pytest.fixture
+def water_file(tmp_path):
+    """A system TOML of one water molecule, whose dynamics takes a second."""
+    topology, system = openmm.app.Topology(), openmm.System()
+    residue = topology.addResidue("HOH", topology.addChain())
+    bonds, angles = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce()
+    for name, mass in (("O", 16.0), ("H1", 1.0), ("H2", 1.0)):
+        topology.addAtom(name, openmm.app.Element.getBySymbol(name[0]), residue)
+        system.addParticle(mass)
+    atoms = list(topology.atoms())
+    for hydrogen in (1, 2):
+        topology.addBond(atoms[0], atoms[hydrogen])
+        bonds.addBond(0, hydrogen, 0.1, 4e5)
+    angles.addAngle(1, 0, 2, 1.824, 800.0)
+    system.addForce(bonds)
+    system.addForce(angles)
+    positions = np.array([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.025, 0.097, 0.0]])
+    with open(tmp_path / "water.pdb", "w") as file:
+        openmm.app.PDBFile.writeFile(topology, 10.0 * positions, file)
+    (tmp_path / "water.xml").write_text(openmm.XmlSerializer.serialize(system))
+    table = 'pdb = "water.pdb"\nsystem_xml = "water.xml"\ntemperature = 300.0\n'
+    (tmp_path / "water.toml").write_text(f"[molecule]\n{table}")
+    return tmp_path / "water.toml"
+
+
+def test_reference_of_a_molecule_survives_an_interruption(water_file, tmp_path, monkeypatch):
+    quick = partial(molecular_reference.temper, n_rounds=10)
+    monkeypatch.setattr(molecular_reference, "temper", quick)
+
+    def reference(name, *options):
+        return boltztilt("reference", water_file, "-n", 1200, "-o", tmp_path / name, "-q", *options)
+
+    assert reference("whole.dcd").exit_code == 0
+    run = dynamics.langevin
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 120:  # 45 replicas: settling, a round of blocks, part of the second
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(dynamics, "langevin", interrupted)
+    stopped = reference("again.dcd")
+    assert stopped.exit_code == 130
+    assert "--resume" in stopped.stderr
+    assert_refused(reference("again.dcd"), "again.partial", "--resume", "--force")
+    monkeypatch.setattr(dynamics, "langevin", run)
+    result = reference("again.dcd", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "tempering" in result.stdout
+    assert not (tmp_path / "again.partial").exists()
+    again, whole = (np.load(tmp_path / name)["positions"] for name in ("again.npz", "whole.npz"))
+    assert np.array_equal(again, whole)
+    assert len(mdtraj.load(tmp_path / "again.dcd", top=tmp_path / "again.pdb")) == 1200
 
 
 def test_titles_show_brackets_as_they_are(capsys):

@@ -304,3 +304,53 @@ def test_refinement_takes_the_steps_it_is_given(n_steps):
 def test_refinement_without_steps_is_refused():
     with pytest.raises(ValueError, match="n_steps is 0"):
         refinement(0)
+
+
+@pytest.fixture(scope="module")
+def dipeptide():
+    return load_system("aldp")
+
+
+def both_hands(system, weights):
+    """Four structures of the dipeptide, two of them reflected, and their original images."""
+    generator = torch.Generator().manual_seed(0)
+    frames = system.molecule.structure + 0.005 * torch.randn(4, 22, 3, generator=generator)
+    given = frames * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+    given_weights = {"log_density": None, weights: torch.arange(4.0)}
+    energies = system.potential.energy(given)
+    return frames, Ensemble(given, energies, system=system, info={"seed": 3}, **given_weights)
+
+
+@pytest.mark.parametrize("weights", ["log_density", "path_log_weights"])
+def test_one_hand_has_twice_the_density_and_half_of_z(weights, dipeptide):
+    frames, ensemble = both_hands(dipeptide, weights)
+    one = ensemble.unmirrored()
+    assert torch.equal(one.positions, frames)
+    assert torch.equal(one.energies, ensemble.energies)
+    assert one.info["seed"] == 3
+    share = one.info["mirrored"]
+    assert share.value == 0.5
+    assert share.error == pytest.approx(0.5 / math.sqrt(4), rel=0.3)
+    shift = math.log(2) if weights == "log_density" else -math.log(2)
+    torch.testing.assert_close(getattr(one, weights), getattr(ensemble, weights) + shift)
+    torch.testing.assert_close(one.log_weights, ensemble.log_weights - math.log(2))
+    assert one.log_z.value == pytest.approx(ensemble.log_z.value - math.log(2))
+    torch.testing.assert_close(one.weights, ensemble.weights)
+
+
+def test_reflected_structures_keep_their_energy(dipeptide):
+    one = both_hands(dipeptide, "log_density")[1].unmirrored()
+    again = dipeptide.potential.energy(one.positions).double()
+    torch.testing.assert_close(again, one.energies, rtol=1e-5, atol=1e-3)
+
+
+def test_systems_without_hands_stay_as_they_are():
+    ensemble = importance_sample(5, 0)
+    assert ensemble.unmirrored() is ensemble
+    chiral = CallablePotential(lambda x: torch.linalg.det(x[:, :3]), 22)
+    molecule = load_system("aldp").molecule
+    told_apart = System("chiral", chiral, molecule=molecule, base_kind="bonds", base_std=0.1)
+    assert not told_apart.one_handed
+    positions = torch.stack([molecule.structure, -molecule.structure])
+    ensemble = Ensemble(positions, torch.zeros(2), None, told_apart)
+    assert ensemble.unmirrored() is ensemble

@@ -133,7 +133,7 @@ def test_impossible_sizes_are_refused(tmp_path, well):
     with pytest.raises(ValueError, match="two samples"):
         make_reference(WELL, 10, n_chains=6)
     with pytest.raises(ValueError, match=r"\.npz"):
-        well.save(tmp_path / "well.dcd")
+        well.save(tmp_path / "well.gro")
 
 
 @pytest.mark.slow

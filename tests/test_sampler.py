@@ -11,7 +11,7 @@ from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import DEFAULT_STEPS, STEPS_WITHOUT_DENSITY, Sampler, sample
-from boltztilt.systems.system import System
+from boltztilt.systems.system import System, load_system
 
 STIFFNESS = 4.0
 NETWORK = {"kind": "local_density", "n_hidden": 8, "n_channels": 3, "max_degree": 1}
@@ -274,3 +274,49 @@ def test_shipped_droplet_is_dense_and_its_density_exact():
     assert ensemble.energies.median() < -200
     again = sampler.log_density(ensemble.positions, n_steps=20)
     torch.testing.assert_close(again, ensemble.log_density, atol=0.5, rtol=0)
+
+
+def dipeptide_sampler():
+    system = load_system("aldp-vacuum")
+    network = {**NETWORK, "n_hidden": 4, "n_channels": 2, "core": 0.15, "spread": 0.15}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        field = build_network(network, system)
+    return Sampler(system, field, {"system": system.name, "recipe": {"network": network}})
+
+
+def test_mirror_images_of_a_molecule_are_not_drawn_and_have_no_density():
+    """A fresh field carries the base into itself: twice its density on one hand, none beyond."""
+    sampler = dipeptide_sampler()
+    drawn = sampler.sample(20, seed=1, n_steps=10)
+    assert not sampler.system.molecule.inverted_centres(drawn.positions).any()
+    assert 0 < drawn.info["mirrored"].value < 1
+    one_hand = sampler.log_density(drawn.positions, n_steps=10)
+    expected = sampler.system.base.log_density(drawn.positions) + math.log(2)
+    torch.testing.assert_close(one_hand, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(drawn.log_density, expected, rtol=0, atol=0.02)
+    assert (sampler.log_density(-drawn.positions, n_steps=10) == -math.inf).all()
+
+
+def test_weights_for_another_number_of_atoms_are_refused(tmp_path):
+    """Fields of alike atoms would take them without complaint."""
+    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
+    sampler.metadata["n_atoms"] = 4
+    sampler.save(path)
+    other = System("well", Harmonic(n_atoms=7))
+    with pytest.raises(ValueError, match="trained for 4 atoms, but 'well' has 7"):
+        Sampler.load(path, other)
+
+
+def test_weights_of_a_system_without_a_file_ask_for_it(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    rough_sampler(well()).save(path)
+    with pytest.raises(ValueError, match=r"'well', which no file describes.*system=\.\.\."):
+        Sampler.load(path)
+
+
+def test_run_folder_of_a_system_without_a_name_is_opened(tmp_path, well_file):
+    text = well_file.read_text().replace('name = "well"', "")
+    (tmp_path / "system.toml").write_text(text)
+    rough_sampler(well()).save(tmp_path / "weights.safetensors")
+    assert Sampler.load(tmp_path).system.name == "well"

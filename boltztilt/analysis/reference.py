@@ -37,6 +37,8 @@ ANNEALING_SHARE = 0.2  # of the progress shown
 MOST_LAPLACIANS = 2000
 LARGEST_DEVIATION = 5.0  # standard errors by which a check may miss its exact value
 LARGEST_R_HAT = 1.1
+LARGEST_DEVIATION_OF_TEMPERING = 3.0
+SUFFIXES = (".npz", ".dcd", ".xtc")
 
 
 @dataclass(eq=False)
@@ -66,12 +68,17 @@ class Reference:
         return {**about, **self.info, **self.checks}
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Writes one .npz file, whole or not at all, and returns its path."""
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"a reference is kept as an .npz file; the path given is {path}")
-        check_writable(path, overwrite)
-        with atomic_path(path) as temporary:
+        """Writes the samples and returns the path of the .npz file, which `load` reads.
+
+        A path that ends in .dcd or .xtc adds a trajectory, and its topology as .pdb.
+        """
+        *others, numbers = reference_paths(path, overwrite)
+        if others:
+            from boltztilt.export import write_topology, write_trajectory
+
+            write_trajectory(others[0], self.positions, self.system)
+            write_topology(others[1], self.system, self.positions)
+        with atomic_path(numbers) as temporary:
             np.savez(
                 temporary,
                 positions=self.positions.numpy(),
@@ -80,7 +87,7 @@ class Reference:
                 checks=np.array(json.dumps(plain(self.checks))),
                 info=np.array(json.dumps(plain(self.info))),
             )
-        return path
+        return numbers
 
     @classmethod
     def load(cls, path: str | Path, system: System | None = None) -> Reference:
@@ -103,6 +110,19 @@ class Reference:
             _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
         return cls(positions, energies, system, _with_estimates(checks), info)
+
+
+def reference_paths(path: str | Path, overwrite: bool = False) -> list[Path]:
+    """The files that saving a reference to `path` writes, the .npz last, if each can be written."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"a reference is written as .npz, or as .dcd or .xtc with an .npz beside it; the "
+            f"path given is {path}"
+        )
+    suffixes = [] if path.suffix == ".npz" else [path.suffix, ".pdb"]
+    paths = [path.with_suffix(suffix) for suffix in (*suffixes, ".npz")]
+    return [check_writable(each, overwrite) for each in paths]
 
 
 def make_reference(
@@ -184,14 +204,12 @@ def check_equilibration(
     forces = _centred(system.potential, system.potential.force(flat))
     virials = -(_centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     observables = slow_observables(system, flat, energies.flatten())
-    half = n_rounds // 2
-    drift = energies[:, -half:].mean(dim=1) - energies[:, :half].mean(dim=1)
     return {
         "energy": chain_mean(energies),
         "energy_sd": float(energies.std()),
         "virial": chain_mean(virials.reshape(n_chains, n_rounds) / system.base.dof),
         "configurational_temperature": configurational_temperature(system, positions),
-        "drift": float(drift.mean() / (drift.std() / math.sqrt(n_chains))),
+        "drift": drift(energies),
         "r_hat": {
             name: r_hat(values.reshape(n_chains, n_rounds)) for name, values in observables.items()
         },
@@ -209,6 +227,10 @@ def failed_checks(checks: Mapping[str, Any]) -> list[str]:
     for name, value in checks.get("r_hat", {}).items():
         if value > LARGEST_R_HAT:
             failed.append(f"r_hat of {name.replace('_', ' ')} {value:.2f}, above {LARGEST_R_HAT}")
+    for name, value in checks.get("tempering_deviation", {}).items():
+        if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
+            words = f"{name.replace('_', ' ')} differs from replica exchange"
+            failed.append(f"{words} by {value:+.1f} standard errors")
     return failed
 
 
@@ -260,6 +282,13 @@ def chain_mean(values: Float64[Tensor, "chains rounds"]) -> Estimate:
     """The mean, with its standard error over independent chains."""
     means = values.mean(dim=1)
     return Estimate(float(means.mean()), float(means.std()) / math.sqrt(len(means)))
+
+
+def drift(energies: Float64[Tensor, "chains rounds"]) -> float:
+    """Mean energy of the later rounds less that of the earlier ones, in standard errors."""
+    half = energies.shape[1] // 2
+    changes = energies[:, -half:].mean(dim=1) - energies[:, :half].mean(dim=1)
+    return float(changes.mean() / (changes.std() / math.sqrt(len(changes))))
 
 
 def r_hat(values: Float64[Tensor, "chains rounds"]) -> float:
@@ -340,12 +369,13 @@ def _centred(potential: Potential, vectors: Tensor) -> Tensor:
     return remove_mean(vectors) if potential.centered else vectors
 
 
-def _with_estimates(checks: dict[str, Any]) -> dict[str, Any]:
+def _with_estimates(checks: dict[str, Any]) -> Any:
     """The checks as they were before they were written: values with errors as estimates."""
+    if set(checks) == {"value", "error"}:
+        error = checks["error"]
+        return Estimate(checks["value"], math.nan if error is None else error)
     return {
-        name: Estimate(**entry)
-        if isinstance(entry, dict) and set(entry) == {"value", "error"}
-        else entry
+        name: _with_estimates(entry) if isinstance(entry, dict) else entry
         for name, entry in checks.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from boltztilt.sampling.flow import (
     integrate_dopri5,
     warped_grid,
 )
-from boltztilt.systems.system import System, load_system
+from boltztilt.systems.system import System, available_systems, load_system
 
 DEFAULT_STEPS = 14
 STEPS_WITHOUT_DENSITY = 8
@@ -228,7 +229,12 @@ class Sampler:
                 f"the weights trained for {self.system.name!r} do not fit {system.name!r}: {error}"
             ) from error
         recipe = {**self.metadata.get("recipe", {}), "network": settings}
-        changed = {"system": system.name, "transferred_from": self.system.name, "recipe": recipe}
+        changed = {
+            "system": system.name,
+            "n_atoms": system.n_atoms,
+            "transferred_from": self.system.name,
+            "recipe": recipe,
+        }
         return Sampler(system, field, {**self.metadata, **changed})
 
     def save(self, path: str | Path) -> None:
@@ -254,9 +260,23 @@ class Sampler:
             trained_for, network = metadata["system"], metadata["recipe"]["network"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} does not tell its system and network: no {error}") from error
+        if system is None and kept is None and trained_for not in available_systems():
+            raise ValueError(
+                f"{path} was trained for {trained_for!r}, which no file describes: "
+                "Sampler.load(..., system=...) takes the system itself"
+            )
+        if kept is not None:  # a file without a name is called after itself
+            kept = dataclasses.replace(kept, name=trained_for)
         system = system or kept or load_system(trained_for)
         if trained_for != system.name:
             raise ValueError(f"{path} was trained for {trained_for!r}, not for {system.name!r}")
+        n_atoms = metadata.get("n_atoms", system.n_atoms)
+        if n_atoms != system.n_atoms:
+            raise ValueError(
+                f"{path} was trained for {n_atoms} atoms, but {system.name!r} has "
+                f"{system.n_atoms}: give the system it was trained for, or train anew "
+                "(Sampler.transferred carries weights of alike atoms over)"
+            )
         field = build_network(network, system)
         try:
             field.load_state_dict(weights)

@@ -394,6 +394,7 @@ class TrainingRun:
         """The averaged field as a sampler, with the record of its training."""
         metadata = {
             "system": self.system.name,
+            "n_atoms": self.system.n_atoms,
             "convention": self.system.convention,
             "finished": self.finished,
             "a": self.progress["a"],

@@ -88,6 +88,7 @@ def _started(
     system: System, folder: Path | None, seed: int, overrides: dict[str, Any], device: str
 ) -> TrainingRun:
     """A new run, whose recipe and system are kept in the folder."""
+    copies = {} if folder is None else _files_to_keep(system)
     recipe = Recipe.from_mapping(_merged(system.recipe, overrides))
     run = TrainingRun(system, recipe, seed, device)
     if folder is None:
@@ -96,14 +97,28 @@ def _started(
     for old in (folder / "weights.safetensors", state_path(folder)):
         old.unlink(missing_ok=True)
     recipe.save(folder / "recipe.toml", seed, system.name)
-    if system.source is not None:
-        with atomic_path(folder / "system.toml") as temporary:
-            shutil.copyfile(system.source, temporary)
-        for file in system.files:
-            with atomic_path(folder / file.name) as temporary:
-                shutil.copyfile(file, temporary)
+    for file, copy in copies.items():
+        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / copy) as temporary:
+            shutil.copyfile(file, temporary)
     run.save(folder)
     return run
+
+
+def _files_to_keep(system: System) -> dict[Path, str]:
+    """The files that describe a system, and where in a run folder they are found again."""
+    if system.source is None:
+        return {}
+    folder = system.source.resolve().parent
+    copies = {system.source: "system.toml"}
+    for file in system.files:
+        if not file.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"{file} does not lie in the folder of {system.source}: a run folder keeps both, "
+                "put the file beside the other"
+            )
+        copies[file] = str(file.resolve().relative_to(folder))
+    return copies
 
 
 def _resumed(

@@ -1,0 +1,289 @@
+"""Reference samples of a molecule: Langevin dynamics that starts from replica exchange."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+
+from boltztilt.analysis.autocorrelation import correlated_mean, effective_number
+from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsions
+from boltztilt.analysis.dynamics import Langevin, find_source, run_replicas
+from boltztilt.analysis.reference import (
+    MOST_LAPLACIANS,
+    Reference,
+    chain_mean,
+    configurational_temperature,
+    drift,
+    r_hat,
+    slow_observables,
+)
+from boltztilt.checkpoint import load_state, save_state
+from boltztilt.energy import CountedPotential, Potential
+from boltztilt.geometry import remove_mean
+from boltztilt.potentials.openmm_potential import OpenMMSource
+from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.tempering import (
+    geometric_betas,
+    replica_exchange,
+    start_ladders,
+)
+from boltztilt.systems.system import System
+
+N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
+FIRST_STEP = 0.002  # nm
+N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
+BATCH = 4096
+HOTTEST = 3.0  # of the temperature of the target
+N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000  # 270 chains fill one compiled batch
+TEMPERING_LEAPFROG, BURN_IN = 20, 0.2
+OBSERVED_EVERY = 4  # rounds; even, for exchanges take turns
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """What replica exchange found.
+
+    Attributes:
+        starts: one structure of the target from each ladder.
+        averages: of the slow observables, with errors over the independent ladders.
+        info: how it was made.
+    """
+
+    starts: Float[Tensor, "ladders atoms 3"]
+    averages: dict[str, Estimate]
+    info: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Writes everything, whole or not at all."""
+        averages = {name: tuple(average) for name, average in self.averages.items()}
+        state = {"starts": self.starts, "averages": averages, "info": self.info}
+        save_state(path, {"progress": self.info["tempering_rounds"], **state})
+
+    @classmethod
+    def load(cls, path: Path) -> Tempered:
+        """What `save` wrote."""
+        state = load_state(path)
+        averages = {name: Estimate(*average) for name, average in state["averages"].items()}
+        return cls(state["starts"], averages, state["info"])
+
+
+def make_molecular_reference(
+    system: System,
+    tempered: Tempered,
+    n_samples: int = 10_000,
+    seed: int = 0,
+    settings: Langevin | None = None,
+    state_path: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """`n_samples` of a molecule from independent replicas of Langevin dynamics, with checks.
+
+    Replicas start at structures that replica exchange drew from the target, because dynamics may
+    never leave a basin: alanine dipeptide that was cooled into phi > 0 stays there for
+    nanoseconds. Frames therefore follow the target however slow the dynamics is; the spread of
+    the replicas shows in the errors, and an r_hat far from 1 where basins were not left.
+
+    The frames are then moved by a few Hamiltonian trajectories with Metropolis acceptance. These
+    leave the target unchanged, so that bonds and angles follow it without the error of the time
+    step; which basin a frame is in remains the dynamics' business.
+
+    Args:
+        tempered: from `temper`; one replica starts at each of its structures, fewer if there are
+            not two samples for each.
+        state_path: where the dynamics is kept while it runs; deleting it is left to the caller.
+        resume: continue the dynamics in `state_path`, if there is any, to the same result.
+        progress: called with the picoseconds done and wanted.
+    """
+    started = time.perf_counter()
+    source = check_source(system)
+    if n_samples < 4:
+        raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
+    settings = settings or Langevin()
+    starts = tempered.starts[: n_samples // 2]
+    frames = run_replicas(
+        source,
+        starts,
+        math.ceil(n_samples / len(starts)),
+        seed,
+        settings,
+        Path(state_path) if state_path else None,
+        resume,
+        progress,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    potential = CountedPotential(system.potential)
+    positions, energies, correction = correct(potential, frames, generator)
+    info = {
+        "method": "Langevin dynamics, corrected by Hamiltonian Monte Carlo",
+        "seed": seed,
+        "n_replicas": len(starts),
+        "n_frames": frames.shape[1],
+        **asdict(settings),
+        **correction,
+        "n_energy": potential.n_energy,
+        "wall_time": time.perf_counter() - started,
+        **tempered.info,
+    }
+    checks = check_dynamics(system, positions, energies)
+    checks |= compare(checks["averages"], tempered.averages)
+    order = torch.randperm(energies.numel(), generator=generator)[:n_samples]
+    return Reference(
+        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
+    )
+
+
+def check_source(system: System) -> OpenMMSource:
+    """The OpenMM System of a molecule.
+
+    Raises:
+        ValueError: there is none.
+    """
+    source = find_source(system.potential)
+    if source is None or system.molecule is None:
+        raise ValueError(
+            f"{system.name} is not a molecule described by an OpenMM System, which dynamics needs"
+        )
+    return source
+
+
+def correct(
+    potential: Potential,
+    frames: Float[Tensor, "replicas frames atoms 3"],
+    generator: torch.Generator,
+) -> tuple[Tensor, Float64[Tensor, "replicas frames"], dict[str, Any]]:
+    """Frames after Hamiltonian trajectories at the target, their energies, and how they moved.
+
+    The step size is adapted on copies that are thrown away: a step that follows the chains would
+    not leave the target exactly unchanged.
+    """
+    flat = frames.flatten(0, 1)
+    chosen = torch.randint(len(flat), (min(len(flat), 256),), generator=generator)
+    pilot = hmc(potential, flat[chosen], N_ADAPTING, FIRST_STEP, N_LEAPFROG, generator)
+    states = [
+        hmc(potential, part, N_CORRECTIONS, pilot.step_size, N_LEAPFROG, generator, adapt=False)
+        for part in flat.split(BATCH)
+    ]
+    positions = torch.cat([state.positions for state in states]).reshape(frames.shape)
+    energies = torch.cat([state.energies for state in states]).reshape(frames.shape[:2])
+    moved = {"correction_step": pilot.step_size, "correction_acceptance": states[0].acceptance}
+    return positions, energies, moved
+
+
+def check_dynamics(
+    system: System,
+    positions: Float[Tensor, "replicas frames atoms 3"],
+    energies: Float64[Tensor, "replicas frames"],
+) -> dict[str, Any]:
+    """The checks of `check_equilibration` for few long chains, and averages of slow observables.
+
+    Errors are those of correlated chains. Virial and configurational temperature, which forget
+    quickly, take blocks of each replica as independent.
+    """
+    flat = positions.flatten(0, 1)
+    observables = molecular_observables(system, flat, energies.flatten())
+    series = {name: values.reshape(energies.shape) for name, values in observables.items()}
+    forces = remove_mean(system.potential.force(flat))
+    virials = -(remove_mean(flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
+    return {
+        "energy": correlated_mean(energies),
+        "energy_sd": float(energies.std()),
+        "virial": chain_mean(blocks(virials.reshape(energies.shape)) / system.base.dof),
+        "configurational_temperature": configurational_temperature(
+            system, blocks(positions[:, :: math.ceil(energies.numel() / MOST_LAPLACIANS)])
+        ),
+        "drift": drift(energies),
+        "r_hat": {name: r_hat(values) for name, values in series.items()},
+        "averages": {name: correlated_mean(values) for name, values in series.items()},
+        "independent": {name: effective_number(values) for name, values in series.items()},
+    }
+
+
+def molecular_observables(
+    system: System,
+    positions: Float[Tensor, "batch atoms 3"],
+    energies: Float64[Tensor, "batch"],
+) -> dict[str, Float64[Tensor, "batch"]]:
+    """Energy, size, and indicators of the basins of the backbone."""
+    indicators = {
+        f"{basin} of {residue}": (basin_index(angles) == number).double()
+        for residue, angles in residue_torsions(positions, system).items()
+        for number, basin in enumerate(BASINS)
+    }
+    return {**slow_observables(system, positions, energies), **indicators}
+
+
+def temper(
+    system: System,
+    n_rounds: int = N_ROUNDS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tempered:
+    """Structures and averages of the target by replica exchange up to three times its temperature.
+
+    Every ladder starts at the molecule's structure; the first fifth of the rounds is left out.
+    """
+    molecule_source = check_source(system)
+    if n_rounds < 10:
+        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
+    assert system.molecule is not None
+    started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    potential = system.potential
+    betas = geometric_betas(HOTTEST, N_TEMPERATURES)
+    structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
+    chains = start_ladders(
+        potential, structures, betas, FIRST_STEP, N_ADAPTING, TEMPERING_LEAPFROG, generator
+    )
+    series, exchanged = [], []
+    for done in range(0, n_rounds, OBSERVED_EVERY):
+        chains = replica_exchange(
+            potential, chains, betas, OBSERVED_EVERY, TEMPERING_LEAPFROG, generator
+        )
+        if done >= BURN_IN * n_rounds:
+            target = chains.positions[:, 0], chains.energies[:, 0]
+            series.append(molecular_observables(system, *target))
+            exchanged.append(chains.exchanged)
+        if progress is not None:
+            progress(min(done + OBSERVED_EVERY, n_rounds), n_rounds)
+    averages = {
+        name: chain_mean(torch.stack([each[name] for each in series], dim=1)) for name in series[0]
+    }
+    info = {
+        "tempering_rounds": n_rounds,
+        "tempering_ladders": N_LADDERS,
+        "tempering_hottest": HOTTEST * molecule_source.temperature,
+        "tempering_exchanged": float(torch.tensor(exchanged).mean(dim=0).min()),
+        "tempering_time": time.perf_counter() - started,
+    }
+    return Tempered(chains.positions[:, 0].clone(), averages, info)
+
+
+def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Averages of replica exchange, and by how many standard errors those of dynamics differ."""
+    deviations = {name: deviation(averages[name], other) for name, other in tempered.items()}
+    return {"tempering": dict(tempered), "tempering_deviation": deviations}
+
+
+def deviation(first: Estimate, second: Estimate) -> float:
+    """first - second in standard errors; 0 where neither error is known."""
+    error = math.hypot(*(each.error for each in (first, second) if each.error > 0))
+    return (first.value - second.value) / error if error else 0.0
+
+
+def blocks(
+    values: Shaped[Tensor, "replicas frames *rest"],
+) -> Shaped[Tensor, "blocks rounds *rest"]:
+    """The frames of every replica in up to 20 blocks of equal length; what is left over is lost."""
+    n_frames = values.shape[1]
+    length = math.ceil(n_frames / N_BLOCKS)
+    n_blocks = n_frames // length
+    return values[:, : n_blocks * length].reshape(-1, length, *values.shape[2:])

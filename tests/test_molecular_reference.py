@@ -1,0 +1,145 @@
+"""Reference samples of a molecule: exact moments, honest errors, and checks that object."""
+
+import math
+
+import openmm as mm
+import pytest
+import torch
+from openmm import app
+
+from boltztilt.analysis.dynamics import Langevin
+from boltztilt.analysis.molecular_reference import (
+    Tempered,
+    blocks,
+    compare,
+    correct,
+    deviation,
+    make_molecular_reference,
+    temper,
+)
+from boltztilt.analysis.reference import Reference, failed_checks
+from boltztilt.sampling.estimate import Estimate
+from boltztilt.systems.system import System, load_system
+
+SHORT = Langevin(frame_interval=0.2, settling_time=0.5, friction=10.0)
+
+
+def water(stretch=1.0):
+    """A flexible water molecule at 300 K; `stretch` scales the bond length in the energy."""
+    topology, system = app.Topology(), mm.System()
+    residue = topology.addResidue("HOH", topology.addChain())
+    atoms = [
+        topology.addAtom(name, app.Element.getBySymbol(name[0]), residue)
+        for name in ("O", "H1", "H2")
+    ]
+    for mass in (16.0, 1.0, 1.0):
+        system.addParticle(mass)
+    bonds, angles = mm.HarmonicBondForce(), mm.HarmonicAngleForce()
+    for hydrogen in (1, 2):
+        topology.addBond(atoms[0], atoms[hydrogen])
+        bonds.addBond(0, hydrogen, 0.1 * stretch, 4e5)
+    angles.addAngle(1, 0, 2, 1.824, 800.0)
+    system.addForce(bonds)
+    system.addForce(angles)
+    positions = [[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.025, 0.097, 0.0]]
+    return System.from_openmm(topology, system, 300.0, positions, name="water")
+
+
+@pytest.fixture(scope="module")
+def tempered():
+    return temper(water(), n_rounds=40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def made(tempered):
+    return make_molecular_reference(water(), tempered, 2000, seed=1, settings=SHORT)
+
+
+def z_score(estimate, truth):
+    return abs(estimate.value - truth) / estimate.error
+
+
+def test_reference_has_the_exact_mean_energy_and_passes_its_checks(made):
+    # three stiff harmonic degrees of freedom; the volume element adds less than 0.001 kT
+    assert z_score(made.checks["energy"], 1.5) < 3.5
+    assert made.checks["energy"].error < 0.06
+    assert z_score(made.checks["configurational_temperature"], 1.0) < 3.5
+    assert failed_checks(made.checks) == []
+    assert made.info["correction_acceptance"] > 0.6
+    energies = made.system.potential.energy(made.positions).double()
+    torch.testing.assert_close(made.energies, energies, atol=1e-4, rtol=1e-4)
+
+
+def test_replica_exchange_agrees(made, tempered):
+    assert z_score(tempered.averages["energy"], 1.5) < 3.5
+    assert abs(made.checks["tempering_deviation"]["energy"]) < 3.5
+    assert made.info["tempering_exchanged"] > 0.5
+
+
+def test_replicas_start_at_independent_structures_of_the_target(tempered):
+    energies = water().potential.energy(tempered.starts).double()
+    assert len(energies.unique()) == len(energies)
+    assert z_score(Estimate(float(energies.mean()), math.sqrt(1.5 / len(energies))), 1.5) < 3.5
+
+
+def test_tempered_round_trip(tempered, tmp_path):
+    tempered.save(tmp_path / "tempering.pt")
+    loaded = Tempered.load(tmp_path / "tempering.pt")
+    assert torch.equal(loaded.starts, tempered.starts)
+    assert (loaded.averages, loaded.info) == (tempered.averages, tempered.info)
+
+
+def test_correction_brings_bonds_of_another_energy_to_the_target(made, generator):
+    stretched = water(stretch=1.02)
+    frames = made.positions[:1000].reshape(4, 250, 3, 3)
+    before = stretched.potential.energy(frames.flatten(0, 1)).mean()
+    _, energies, _ = correct(stretched.potential, frames, generator)
+    assert float(before) > 1.8
+    error = float(energies.std()) / math.sqrt(energies.numel())
+    assert abs(float(energies.mean()) - 1.5) < 3.5 * error
+
+
+def test_disagreement_is_named():
+    first, second = Estimate(0.1, 0.01), Estimate(0.2, 0.01)
+    assert deviation(first, second) == pytest.approx(-0.1 / math.hypot(0.01, 0.01))
+    assert deviation(Estimate(0.0, math.nan), Estimate(0.02, 0.01)) == pytest.approx(-2.0)
+    assert deviation(Estimate(0.0, math.nan), Estimate(0.0, 0.0)) == 0.0
+    words = failed_checks({"tempering_deviation": {"alpha_L of ALA2": -7.0, "beta of ALA2": 1.0}})
+    assert words == ["alpha_L of ALA2 differs from replica exchange by -7.0 standard errors"]
+
+
+def test_blocks_keep_replicas_apart():
+    values = torch.arange(2 * 45, dtype=torch.float64).reshape(2, 45)
+    parts = blocks(values)
+    assert parts.shape == (30, 3)
+    assert torch.equal(parts[15], values[1, :3])
+
+
+def test_file_round_trip_with_trajectory(made, tmp_path):
+    import mdtraj
+
+    path = made.save(tmp_path / "water.dcd")
+    loaded = Reference.load(path, made.system)
+    assert torch.equal(loaded.positions, made.positions)
+    assert loaded.checks["averages"] == made.checks["averages"]
+    trajectory = mdtraj.load(str(tmp_path / "water.dcd"), top=str(tmp_path / "water.pdb"))
+    torch.testing.assert_close(torch.from_numpy(trajectory.xyz), made.positions)
+
+
+def test_systems_without_openmm_and_impossible_sizes_are_refused(made, tempered):
+    with pytest.raises(ValueError, match="lj13 is not a molecule"):
+        make_molecular_reference(load_system("lj13"), tempered, 100)
+    with pytest.raises(ValueError, match="at least 4"):
+        make_molecular_reference(made.system, tempered, 3)
+    with pytest.raises(ValueError, match="n_rounds is 3"):
+        temper(made.system, n_rounds=3)
+
+
+@pytest.mark.slow
+def test_dipeptide_agrees_with_other_replica_exchange():
+    system = load_system("aldp")
+    made = make_molecular_reference(system, temper(system, 600, seed=5), 2000, seed=5)
+    other = compare(made.checks["averages"], temper(system, 600, seed=6).averages)
+    assert made.checks["energy_sd"] == pytest.approx(5.5, abs=0.3)
+    assert z_score(made.checks["configurational_temperature"], 1.0) < 3.5
+    assert all(abs(value) < 3.5 for value in other["tempering_deviation"].values())
