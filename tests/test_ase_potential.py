@@ -224,7 +224,7 @@ def test_calculator_without_parameters_for_an_element_is_refused():
 
 
 def test_structure_without_a_finite_energy_is_refused():
-    atoms, calculator = ase.Atoms("Ar2", [[0, 0, 0], [1e-3, 0, 0]]), ASELennardJones(sigma=1e60)
+    atoms, calculator = ase.Atoms("Ar2", [[0, 0, 0], [3, 0, 0]]), ASELennardJones(sigma=1e60)
     with pytest.raises(ValueError, match=r"energy of the given structure is .*without overlaps"):
         System.from_ase(atoms, calculator, 300.0)
 

@@ -65,10 +65,16 @@ def test_carried_particles_take_the_place_of_rollouts(generator):
     """A field whose every path diverges is never asked."""
     recipe = Recipe(recentring_steps=3)
     chains = Chains(CountedPotential(Harmonic(4, 5.0)), BASE, "mala", 0.2, generator)
-    carried = BASE.sample(500, generator)
-    rung = climb(Still(diverging=True), BASE, 0.3, recipe, chains, CPU, carried)
+    carried, ancestors = BASE.sample(500, generator), 1000 + torch.arange(500)
+    rung = climb(Still(diverging=True), BASE, 0.3, recipe, chains, CPU, (carried, ancestors))
     assert torch.equal(rung.particles, carried)
     assert rung.step > 0
+
+
+def test_ancestors_follow_the_particles():
+    rung, _ = rung_of(Harmonic(4, 5.0), recentring="none")
+    assert torch.equal(rung.matching, rung.particles[rung.ancestors])
+    assert 1 < len(rung.ancestors.unique()) < len(rung.particles)
 
 
 def test_last_step_ends_exactly_at_one():

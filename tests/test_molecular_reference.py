@@ -105,7 +105,7 @@ def test_disagreement_is_named():
     assert deviation(Estimate(0.0, math.nan), Estimate(0.02, 0.01)) == pytest.approx(-2.0)
     assert deviation(Estimate(0.0, math.nan), Estimate(0.0, 0.0)) == 0.0
     words = failed_checks({"tempering_deviation": {"alpha_L of ALA2": -7.0, "beta of ALA2": 1.0}})
-    assert words == ["alpha_L of ALA2 differs from replica exchange by -7.0 standard errors"]
+    assert words == ["alpha L of ALA2 differs from replica exchange by -7.0 standard errors"]
 
 
 def test_blocks_keep_replicas_apart():
