@@ -83,9 +83,10 @@ def test_errors_over_groups_see_common_ancestors():
 def test_production_follows_the_ladder_of_the_pilot_without_adapting(monkeypatch):
     moves = []
 
-    def recorded(potential, positions, n_steps, step_size, n_leapfrog, generator, adapt):
+    def recorded(potential, positions, n_steps, step_size, n_leapfrog, generator, adapt, scale):
         moves.append((potential.a, step_size, adapt))
-        return hmc(potential, positions, n_steps, step_size, n_leapfrog, generator, adapt)
+        settings = (n_steps, step_size, n_leapfrog, generator, adapt)
+        return hmc(potential, positions, *settings, scale=scale)
 
     hmc = annealing.hmc
     monkeypatch.setattr(annealing, "hmc", recorded)

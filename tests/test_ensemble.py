@@ -115,8 +115,8 @@ def test_refining_reaches_the_target_and_counts_energies():
 def test_acceptance_of_refining_is_the_mean_over_all_trajectories(monkeypatch):
     calls = []
 
-    def recorded(*arguments):
-        state = hmc(*arguments)
+    def recorded(*arguments, scale):
+        state = hmc(*arguments, scale=scale)
         calls.append((state.acceptance, arguments[2] * len(arguments[1])))
         return state
 

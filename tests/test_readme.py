@@ -50,7 +50,7 @@ def test_fresh_machine_takes_one_command(mark):
 def test_commands_are_understood(words):
     verb, *rest = shlex.split(words)
     assert CliRunner().invoke(app, [verb, "--help"]).exit_code == 0
-    if rest and "/" not in rest[0] and not rest[0].startswith("-"):
+    if rest and "/" not in rest[0] and not rest[0].startswith("-") and ".toml" not in rest[0]:
         assert rest[0] in available_systems()
     known = CliRunner().invoke(app, [verb, "--help"]).stdout
     assert all(word in known for word in rest if word.startswith("-"))

@@ -34,6 +34,7 @@ BAD_VALUES = {
     "likelihood_steps": -1,
     "likelihood_batch": 0,
     "likelihood_solver_steps": 0,
+    "likelihood_grid_power": 0.0,
     "likelihood_rate": 0.0,
     "likelihood_anchor": -1.0,
     "warmup_steps": -1,

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-
 MOST_DECIMALS = 6
 """Numbers with smaller errors are printed to four digits."""
 
