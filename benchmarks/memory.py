@@ -47,7 +47,7 @@ def matching_update(name: str, batch: int, seed: int) -> None:
     ones, species = torch.ones(len(particles)), torch.tensor(system.species)
     generator = torch.Generator().manual_seed(seed)
     mirror = system.potential.mirror_symmetric
-    bridge = draw_bridge(particles, ones, system.base, species, mirror, recipe, generator)
+    bridge = draw_bridge(particles, ones, system.base, species, mirror, recipe, generator, 0)
     optimiser = FieldOptimiser(field, recipe)
     matching_loss(field, bridge, system.base).backward()
     optimiser.step(recipe.learning_rate)

@@ -30,15 +30,17 @@ RECIPE: dict[str, Any] = {
     "recentring_steps": 60,
     "steps_per_rung": 15,
     "first_rung_factor": 4.0,
-    "polish_steps": 1500,
+    "polish_steps": 3000,
     "polish_chain_steps": 60,
     "polish_rollout_every": 0,
-    "likelihood_steps": 850,
+    "likelihood_steps": 1300,
     "likelihood_batch": 32,
     "likelihood_solver_steps": 12,
     "likelihood_grid_power": 2.0,
     "likelihood_anchor": 0.1,
+    "uniform_times": 2,
     "smallest_noise": 0.003,
+    "learning_rate": 0.01,
     "compile": True,
 }
 """Settings of training that molecules start from; those of a system's own recipe come on top."""
@@ -49,6 +51,7 @@ NETWORK: dict[str, Any] = {
     "spread": 0.15,
     "reach": 1.6,
     "noise_scale": 0.02,
+    "collective_width": 128,
 }
 """The network of molecules, with lengths in nm."""
 

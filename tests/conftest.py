@@ -26,3 +26,29 @@ def dtype(request):
 def generator():
     """A seeded generator."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def aldp():
+    """Alanine dipeptide in implicit water."""
+    from boltztilt.systems.system import load_system
+
+    return load_system("aldp")
+
+
+@pytest.fixture(scope="session")
+def jacobian_trace():
+    """The divergence of a field at `(times, positions)` from the full Jacobian of each."""
+
+    def trace(field, times, positions):
+        traces = []
+        for time, configuration in zip(times, positions, strict=True):
+
+            def velocity(x, time=time):
+                return field(time[None], x[None])[0].flatten()
+
+            jacobian = torch.autograd.functional.jacobian(velocity, configuration)
+            traces.append(jacobian.flatten(1).trace())
+        return torch.stack(traces)
+
+    return trace

@@ -213,7 +213,7 @@ def test_losses_are_stationary_at_the_exact_tilted_field(objective):
         particles, weights = rung.particles, rung.weights
         if objective == "matching":
             particles, weights = rung.matching, torch.ones(len(rung.matching))
-        bridge = draw_bridge(particles, weights, tilt.base, species, True, recipe, generator)
+        bridge = draw_bridge(particles, weights, tilt.base, species, True, recipe, generator, 0)
         if objective == "matching":
             loss = matching_loss(field, bridge, tilt.base)
         else:

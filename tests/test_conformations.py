@@ -26,19 +26,13 @@ from boltztilt.analysis.conformations import (
     total_variation,
 )
 from boltztilt.systems.molecule import Molecule
-from boltztilt.systems.system import load_system
 
 ACETYL_C, N, CA, C, AMIDE_N = 4, 6, 8, 14, 16  # of alanine dipeptide
 
 
 @pytest.fixture(scope="module")
-def system():
-    return load_system("aldp")
-
-
-@pytest.fixture(scope="module")
-def molecule(system):
-    return system.molecule
+def molecule(aldp):
+    return aldp.molecule
 
 
 def degrees(*values):
@@ -125,11 +119,11 @@ def test_backbone_of_alanine_dipeptide_is_found_with_its_caps(molecule):
 
 
 @pytest.mark.parametrize(("phi", "psi"), [(-60.0, -45.0), (55.0, 30.0), (160.0, 170.0)])
-def test_turning_about_its_bonds_sets_phi_and_psi(system, molecule, phi, psi):
+def test_turning_about_its_bonds_sets_phi_and_psi(aldp, molecule, phi, psi):
     moved = conformation(molecule, phi, psi)
     expected = degrees(phi, psi).float()
     for positions in (moved, -moved):  # mirror images are reflected first
-        (angles,) = residue_torsions(positions[None], system).values()
+        (angles,) = residue_torsions(positions[None], aldp).values()
         torch.testing.assert_close(angles[0], expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(
         backbone_torsions(-moved[None], molecule).phi[0, 0], -expected[0], atol=1e-3, rtol=0

@@ -307,13 +307,8 @@ def test_refinement_without_steps_is_refused():
         refinement(0)
 
 
-@pytest.fixture(scope="module")
-def dipeptide():
-    return load_system("aldp")
-
-
 def both_hands(system, weights):
-    """Four structures of the dipeptide, two of them reflected, and their original images."""
+    """Four structures of the aldp, two of them reflected, and their original images."""
     generator = torch.Generator().manual_seed(0)
     frames = system.molecule.structure + 0.005 * torch.randn(4, 22, 3, generator=generator)
     given = frames * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
@@ -323,8 +318,8 @@ def both_hands(system, weights):
 
 
 @pytest.mark.parametrize("weights", ["log_density", "path_log_weights"])
-def test_one_hand_has_twice_the_density_and_half_of_z(weights, dipeptide):
-    frames, ensemble = both_hands(dipeptide, weights)
+def test_one_hand_has_twice_the_density_and_half_of_z(weights, aldp):
+    frames, ensemble = both_hands(aldp, weights)
     one = ensemble.unmirrored()
     assert torch.equal(one.positions, frames)
     assert torch.equal(one.energies, ensemble.energies)
@@ -339,9 +334,9 @@ def test_one_hand_has_twice_the_density_and_half_of_z(weights, dipeptide):
     torch.testing.assert_close(one.weights, ensemble.weights)
 
 
-def test_reflected_structures_keep_their_energy(dipeptide):
-    one = both_hands(dipeptide, "log_density")[1].unmirrored()
-    again = dipeptide.potential.energy(one.positions).double()
+def test_reflected_structures_keep_their_energy(aldp):
+    one = both_hands(aldp, "log_density")[1].unmirrored()
+    again = aldp.potential.energy(one.positions).double()
     torch.testing.assert_close(again, one.energies, rtol=1e-5, atol=1e-3)
 
 

@@ -25,19 +25,6 @@ def lattice(n_atoms: int, n_dims: int, generator: torch.Generator) -> torch.Tens
     return 0.6 * jittered_lattice(n_atoms, n_dims, generator, n=len(TIMES))
 
 
-def jacobian_trace(field, times: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The divergence from the full Jacobian of every configuration."""
-    traces = []
-    for time, configuration in zip(times, positions, strict=True):
-
-        def velocity(x, time=time):
-            return field(time[None], x[None])[0].flatten()
-
-        jacobian = torch.autograd.functional.jacobian(velocity, configuration)
-        traces.append(jacobian.flatten(1).trace())
-    return torch.stack(traces)
-
-
 @pytest.mark.parametrize("reflect", [False, True], ids=["rotation", "reflection"])
 @pytest.mark.parametrize("n_dims", [2, 3])
 @pytest.mark.parametrize("max_degree", [1, 2, 3])
@@ -81,7 +68,7 @@ def test_planar_atoms_move_as_they_would_in_space(generator):
 
 @pytest.mark.parametrize("n_dims", [2, 3])
 @pytest.mark.parametrize("max_degree", [1, 2, 3])
-def test_divergence_equals_the_trace_of_the_jacobian(max_degree, n_dims, generator):
+def test_divergence_equals_the_trace_of_the_jacobian(max_degree, n_dims, jacobian_trace, generator):
     """One network, clusters of several sizes: its weights do not depend on the number of atoms."""
     field = local_density(max_degree)
     for n_atoms in (2, 4, 7):
@@ -101,7 +88,7 @@ def test_learned_part_contributes_to_the_divergence(generator):
 
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
-def test_divergence_of_atoms_that_almost_coincide(gap, generator):
+def test_divergence_of_atoms_that_almost_coincide(gap, jacobian_trace, generator):
     field, positions = local_density(3), lattice(5, 3, generator)
     positions[:, 1] = positions[:, 0] + gap * torch.tensor([0.36, -0.48, 0.8], dtype=torch.float64)
     divergence = field.velocity_and_divergence(TIMES, positions)[1]
@@ -189,7 +176,9 @@ def test_cutoff_beyond_the_cluster_changes_nothing(max_degree, generator):
 
 @pytest.mark.parametrize("cutoff", [1.05, 1.3, 1.8])
 @pytest.mark.parametrize("n_dims", [2, 3])
-def test_divergence_with_a_cutoff_equals_the_trace_of_the_jacobian(cutoff, n_dims, generator):
+def test_divergence_with_a_cutoff_equals_the_trace_of_the_jacobian(
+    cutoff, n_dims, jacobian_trace, generator
+):
     """Structures of one batch have different numbers of pairs, some of them fading."""
     field = local_density(2, cutoff=cutoff)
     positions = lattice(8, n_dims, generator) * torch.tensor([0.7, 1.0, 1.3, 9.0])[:, None, None]

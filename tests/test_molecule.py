@@ -8,7 +8,6 @@ import torch
 
 from boltztilt.energy import CallablePotential
 from boltztilt.systems.molecule import Molecule
-from boltztilt.systems.system import load_system
 from boltztilt.testing import random_rotation
 
 # atoms in the order of aldp.pdb
@@ -17,13 +16,8 @@ ALPHA, NEIGHBOURS = 8, (6, 9, 10, 14)
 
 
 @pytest.fixture(scope="module")
-def system():
-    return load_system("aldp")
-
-
-@pytest.fixture(scope="module")
-def molecule(system):
-    return system.molecule
+def molecule(aldp):
+    return aldp.molecule
 
 
 def chain(elements: str, bonds, positions=None) -> Molecule:
@@ -39,8 +33,8 @@ def chain(elements: str, bonds, positions=None) -> Molecule:
     return Molecule(topology, random if positions is None else positions)
 
 
-def test_interchangeable_atoms_are_the_hydrogens_of_three_methyls(system):
-    roles = system.species
+def test_interchangeable_atoms_are_the_hydrogens_of_three_methyls(aldp):
+    roles = aldp.species
     for group in METHYLS:
         assert {roles[atom] for atom in group} == {group[0]}
     methyl_hydrogens = {atom for group in METHYLS for atom in group}
@@ -49,15 +43,15 @@ def test_interchangeable_atoms_are_the_hydrogens_of_three_methyls(system):
             assert roles.count(roles[atom]) == 1
 
 
-def test_exchange_within_a_role_leaves_the_energy_and_no_other_does(system, generator):
+def test_exchange_within_a_role_leaves_the_energy_and_no_other_does(aldp, generator):
     noise = 0.01 * torch.randn(3, 22, 3, generator=generator, dtype=torch.float64)
-    structures = system.molecule.structure.double() + noise
-    energy = system.potential.energy(structures)
+    structures = aldp.molecule.structure.double() + noise
+    energy = aldp.potential.energy(structures)
     for first, second in ((0, 2), (12, 13), (19, 21), (0, 11), (7, 9), (5, 15)):
         order = list(range(22))
         order[first], order[second] = second, first
-        change = (system.potential.energy(structures[:, order]) - energy).abs()
-        alike = system.species[first] == system.species[second]
+        change = (aldp.potential.energy(structures[:, order]) - energy).abs()
+        alike = aldp.species[first] == aldp.species[second]
         assert (change < 1e-6).all() if alike else (change > 1).all()
 
 
@@ -143,16 +137,16 @@ def test_mirror_images_are_recognised_however_they_are_turned(molecule, generato
     assert molecule.inverted_centres(exchanged).all()
 
 
-def test_unmirrored_structures_are_reflected_where_it_is_needed(system, generator):
+def test_unmirrored_structures_are_reflected_where_it_is_needed(aldp, generator):
     noise = 0.005 * torch.randn(5, 22, 3, generator=generator, dtype=torch.float64)
-    frames = system.molecule.structure.double() + noise
+    frames = aldp.molecule.structure.double() + noise
     given = frames.clone()
     given[[1, 4]] *= -1
-    unmirrored, mirrored = system.molecule.unmirrored(given)
+    unmirrored, mirrored = aldp.molecule.unmirrored(given)
     assert mirrored.tolist() == [False, True, False, False, True]
     assert torch.equal(unmirrored, frames)
-    torch.testing.assert_close(system.potential.energy(given), system.potential.energy(frames))
-    again, none = system.molecule.unmirrored(unmirrored)
+    torch.testing.assert_close(aldp.potential.energy(given), aldp.potential.energy(frames))
+    again, none = aldp.molecule.unmirrored(unmirrored)
     assert torch.equal(again, unmirrored)
     assert not none.any()
 

@@ -26,6 +26,7 @@ BAD_VALUES = {
     "polish_rollout_every": -1,
     "batch_size": 0,
     "times_per_pair": -4,
+    "uniform_times": -1,
     "learning_rate": float("nan"),
     "gradient_clip": 0.0,
     "recentring_steps": -1,
@@ -83,6 +84,8 @@ def test_unknown_name_without_a_near_one_lists_what_is_known():
 def test_settings_that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="batch_size = 10 is not a multiple of times_per_pair = 4"):
         Recipe(batch_size=10)
+    with pytest.raises(ValueError, match="uniform_times = 4 leaves none of times_per_pair = 4"):
+        Recipe(uniform_times=4)
     with pytest.raises(ValueError, match=r"exact_weights.*'wfm'.*'itm'"):
         Recipe(exact_weights=True)
     with pytest.raises(ValueError, match="fresh rollouts at every rung"):

@@ -54,8 +54,8 @@ def rung_of(potential, n_particles=1000):
 
 def bridge_of(n, generator):
     positions, rates = torch.randn(2, n, 4, 3, generator=generator)
-    times, weights = torch.rand(2, n, generator=generator)
-    return Bridge(times, positions, rates, weights)
+    times, weights, factors = torch.rand(3, n, generator=generator)
+    return Bridge(times, positions, rates, weights, factors)
 
 
 def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_width(generator):
@@ -86,7 +86,7 @@ def test_anchor_is_the_distance_between_two_fields(generator):
     positions = torch.randn(n, 4, 3, generator=generator)
     positions /= positions.norm(dim=(1, 2), keepdim=True)
     times = draw_times(n, 1, smallest, generator)
-    bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n))
+    bridge = Bridge(times, positions, torch.zeros(n, 4, 3), torch.ones(n), torch.ones(n))
     distance = anchor_loss(Scaled(0.5), Scaled(0.2), bridge, BASE, smallest)
     exact = 0.3**2 * -math.log(smallest)
     assert distance.item() == pytest.approx(exact, rel=1e-3)
@@ -115,8 +115,9 @@ def test_bridge_pairs_fresh_base_draws_with_weighted_particles(coupling, generat
     sizes = torch.arange(1.0, 21)
     particles = sizes[:, None, None] * BASE.sample(1, generator)
     weights = sizes.double() ** 2
-    bridge = draw_bridge(particles, weights, BASE, SPECIES, True, recipe, generator)
+    bridge = draw_bridge(particles, weights, BASE, SPECIES, True, recipe, generator, 0)
     assert len(bridge.times) == 64
+    assert torch.equal(bridge.factors, bridge.times)
     ends = bridge.positions + (1 - bridge.times)[:, None, None] * bridge.rates
     starts = bridge.positions - bridge.times[:, None, None] * bridge.rates
     ratio = ends.norm(dim=(1, 2)) / particles[0].norm()
@@ -126,11 +127,27 @@ def test_bridge_pairs_fresh_base_draws_with_weighted_particles(coupling, generat
     assert starts.mean(dim=1).abs().max() < 1e-4
 
 
-def test_matching_loss_weighs_the_squared_error_by_time(generator):
+def test_uniform_times_come_on_top_of_late_ones_and_count_fully(generator):
+    recipe = Recipe(batch_size=4000, times_per_pair=4, smallest_noise=0.01)
+    particles = BASE.sample(5, generator)
+    ones = torch.ones(5)
+    bridge = draw_bridge(particles, ones, BASE, SPECIES, True, recipe, generator, 3)
+    uniform, late = bridge.times.split([3000, 1000])
+    uniform = uniform.sort().values  # one in each of 3000 equal parts
+    torch.testing.assert_close(uniform, (torch.arange(3000) + 0.5) / 3000, atol=2e-4, rtol=0)
+    late = (1 - late).log() / math.log(0.01)
+    torch.testing.assert_close(
+        late.sort().values, (torch.arange(1000) + 0.5) / 1000, atol=6e-4, rtol=0
+    )
+    assert torch.equal(bridge.factors[:3000], torch.ones(3000))
+    assert torch.equal(bridge.factors[3000:], bridge.times[3000:])
+
+
+def test_matching_loss_weighs_the_squared_error_by_the_factors(generator):
     bridge = bridge_of(32, generator)
     expected = sum(
         t * ((0.3 * x - rate) ** 2).sum()
-        for t, x, rate in zip(bridge.times, bridge.positions, bridge.rates, strict=True)
+        for t, x, rate in zip(bridge.factors, bridge.positions, bridge.rates, strict=True)
     )
     torch.testing.assert_close(matching_loss(Scaled(0.3), bridge, BASE), expected / 32)
 

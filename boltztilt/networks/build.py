@@ -34,7 +34,7 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
             return Perceptron(system.n_atoms, system.n_dims, **arguments)
         if kind == "egnn":
             return EGNN(system.species, **arguments)
-        return LocalDensityField(**arguments, pairing=_pairing(system))
+        return LocalDensityField(**arguments, pairing=pairing_of(system))
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
 
@@ -48,7 +48,7 @@ def _check_symmetries(kind: str, system: System) -> None:
         )
 
 
-def _pairing(system: System) -> Pairing | None:
+def pairing_of(system: System) -> Pairing | None:
     """What tells the atoms of a system apart, None if they are all alike."""
     if len(set(system.species)) == 1:
         return None

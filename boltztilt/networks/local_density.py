@@ -16,6 +16,7 @@ from torch.nn.functional import silu
 
 from boltztilt.geometry import remove_mean
 from boltztilt.networks.atom_kinds import N_ZOOMED, AtomKinds, Pairing
+from boltztilt.networks.collective import CollectiveField
 from boltztilt.networks.harmonics import gradient_tensor, harmonics, softened_length
 from boltztilt.networks.local_density_divergence import velocity_and_divergence
 from boltztilt.networks.local_density_features import (
@@ -47,7 +48,8 @@ class LocalDensityField(nn.Module):
     equal Gaussians and c(t) = (1-t) / sqrt((1-t)² + noise_scale²) switches the network off where
     the data already are at rest. Two-dimensional positions are padded with zeros. Where atoms
     differ, R is scaled by the kind of the pair and follows the noise (`AtomKinds`), and the
-    perceptrons are shifted by the kinds of atoms and of pairs.
+    perceptrons are shifted by the kinds of atoms and of pairs; v_i then may have a part that sees
+    the molecule as a whole (`CollectiveField`).
 
     Args:
         n_hidden: width of the perceptrons of atoms and edges.
@@ -58,6 +60,7 @@ class LocalDensityField(nn.Module):
         noise_scale: amount of noise 1 - t below which the learned part fades.
         cutoff: pairs farther apart do not see each other, and fade from 0.8 cutoff on; the cost
             then grows like the number of atoms. A cutoff beyond the cluster changes nothing.
+        collective_width: width of the part that sees a whole molecule; 0 leaves it out.
         pairing: how the atoms differ; None if they are all alike.
 
     Reference:
@@ -76,6 +79,7 @@ class LocalDensityField(nn.Module):
         reach: float = 6.0,
         noise_scale: float = 0.08,
         cutoff: float | None = None,
+        collective_width: int = 0,
         pairing: Pairing | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +89,11 @@ class LocalDensityField(nn.Module):
             raise ValueError(
                 f"the local-density field needs max_degree, n_hidden and n_channels of at least 1, "
                 f"got {max_degree=}, {n_hidden=}, {n_channels=}"
+            )
+        if collective_width and pairing is None:
+            raise ValueError(
+                f"collective_width = {collective_width} needs atoms that differ, but all are "
+                "alike: set it to 0"
             )
         self.n_channels, self.max_degree = n_channels, max_degree
         self.softening = SOFTENING * core
@@ -109,6 +118,7 @@ class LocalDensityField(nn.Module):
         self.edge_densities = nn.Linear(n_densities, n_hidden, bias=False)
         self.edge_hidden = nn.Linear(n_hidden, n_hidden)
         self.output = nn.Parameter(torch.zeros(n_hidden))
+        self.collective = CollectiveField(pairing, collective_width) if collective_width else None
         for degree in range(1, max_degree + 1):
             self.register_buffer(
                 f"gradient_tensor_{degree}", gradient_tensor(degree), persistent=False
@@ -138,7 +148,11 @@ class LocalDensityField(nn.Module):
         projections = self.projections(densities, geometry, layout)
         edges = self.edge_activations(basis, projections, nodes, modulation, geometry, layout)
         pair_factors = self.pair_factors(edges, nodes, modulation, layout)
-        return self.velocity(times, positions, pair_factors, nodes, densities, geometry, layout)
+        learned = self.local_velocity(pair_factors, nodes, densities, geometry, layout)
+        learned = learned[..., : positions.shape[-1]]
+        if self.collective is not None:
+            learned = learned + self.collective(times, positions)
+        return self.velocity(times, positions, learned)
 
     def velocity_and_divergence(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
@@ -276,22 +290,28 @@ class LocalDensityField(nn.Module):
             first, second = first + of_kind, second + of_kind
         return (edges.output * first).sum(-1), (edges.output * second).sum(-1)
 
-    def velocity(
+    def local_velocity(
         self,
-        times: Tensor,
-        positions: Tensor,
         pair_factors: tuple[Tensor, Tensor],
         nodes: NodeFeatures,
         densities: list[Tensor],
         geometry: PairGeometry,
         layout: PairLayout,
-    ) -> Float[Tensor, "batch atoms dims"]:
-        """The velocity from its pair factors and vector features."""
+    ) -> Float[Tensor, "batch atoms 3"]:
+        """What atoms learn from their surroundings, from its pair factors and vector features."""
         pulls = layout.spread(pair_factors, geometry.vectors)
-        vectors = (nodes.vector_weights.unsqueeze(-1) * densities[1]).sum(-2)
-        learned = remove_mean((pulls + vectors)[..., : positions.shape[-1]])
+        return pulls + (nodes.vector_weights.unsqueeze(-1) * densities[1]).sum(-2)
+
+    def velocity(
+        self,
+        times: Tensor,
+        positions: Float[Tensor, "batch atoms dims"],
+        learned: Float[Tensor, "batch atoms dims"],
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The velocity from its learned part."""
         skip, scale = self.skip_and_scale(times)
-        return skip[:, None, None] * remove_mean(positions) + scale[:, None, None] * learned
+        moved = scale[:, None, None] * remove_mean(learned)
+        return skip[:, None, None] * remove_mean(positions) + moved
 
     def skip_and_scale(
         self, times: Float[Tensor, "batch"]

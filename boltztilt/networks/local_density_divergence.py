@@ -89,9 +89,9 @@ def velocity_and_divergence(
     projections = field.projections(densities, geometry, layout)
     edges = field.edge_activations(basis, projections, nodes, modulation, geometry, layout)
     factors = field.pair_factors(edges, nodes, modulation, layout)
-    velocity = field.velocity(times, positions, factors, nodes, densities, geometry, layout)
 
     n_dims = positions.shape[-1]
+    learned = field.local_velocity(factors, nodes, densities, geometry, layout)[..., :n_dims]
     slopes = edge_slopes(edges, modulation, geometry)
     node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
     gates = field.output + modulation.gates + nodes.gates
@@ -111,9 +111,12 @@ def velocity_and_divergence(
         + projection_trace(field, own, pulled, around)
         + vector_trace(own[1], nodes, n_dims)
     )
+    if field.collective is not None:
+        collective, trace = field.collective.velocity_and_divergence(times, positions)
+        learned, divergence = learned + collective, divergence + trace
     skip, scale = field.skip_and_scale(times)
     n_free = n_dims * (positions.shape[-2] - 1)
-    return velocity, skip * n_free + scale * divergence
+    return field.velocity(times, positions, learned), skip * n_free + scale * divergence
 
 
 def gates_of_both_ends(
@@ -336,7 +339,7 @@ def vector_trace(
 def silu_slope(values: Tensor) -> Tensor:
     """Derivative of silu(x) = x sigmoid(x)."""
     sigmoid = torch.sigmoid(values)
-    return torch.lerp(values * sigmoid, torch.ones_like(sigmoid[:1, :1, :1]), sigmoid)
+    return torch.lerp(values * sigmoid, sigmoid.new_ones(()), sigmoid)
 
 
 def _over_edges(

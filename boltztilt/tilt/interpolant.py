@@ -20,12 +20,16 @@ class Pairs(NamedTuple):
 
 
 class Bridge(NamedTuple):
-    """Points on the interpolant: times, positions I_t, rates dI_t/dt, weights of the pairs."""
+    """Points on the interpolant: times, positions I_t, rates dI_t/dt, weights of the pairs.
+
+    `factors` are those of the squared errors in a loss, chosen with the times.
+    """
 
     times: Float[Tensor, "batch"]
     positions: Float[Tensor, "batch atoms dims"]
     rates: Float[Tensor, "batch atoms dims"]
     weights: Float[Tensor, "batch"]
+    factors: Float[Tensor, "batch"]
 
     def split(self, size: int) -> Iterator[Bridge]:
         """The same points in parts of at most `size`."""
@@ -38,22 +42,35 @@ def draw_times(
 ) -> Float[Tensor, "times"]:
     """Stratified times with 1 - t log-uniform on [smallest_noise, 1], `times_per_pair` blocks.
 
-    Each block holds one time for every pair and covers its own range, so that a pair is seen at all
-    amounts of noise. Weighted by t, the squared error of the velocity at these times is
-    proportional to the relative entropy ∫ t/(1-t) |error|² dt of the diffusions that fields define.
+    Weighted by t, the squared error of the velocity at these times is proportional to the relative
+    entropy ∫ t/(1-t) |error|² dt of the diffusions that fields define.
     """
-    blocks = []
-    for block in range(times_per_pair):
+    return 1 - torch.exp(math.log(smallest_noise) * stratified(n_pairs, times_per_pair, generator))
+
+
+def stratified(n_pairs: int, per_pair: int, generator: torch.Generator) -> Float[Tensor, "numbers"]:
+    """Numbers in [0, 1), `per_pair` blocks of one for every pair.
+
+    Each block covers its own range, so that a pair is seen at all amounts of noise.
+    """
+    numbers = torch.empty(per_pair, n_pairs)
+    for block in range(per_pair):
         order = torch.randperm(n_pairs, generator=generator)
         within = (order + torch.rand(n_pairs, generator=generator)) / n_pairs
-        blocks.append((block + within) / times_per_pair)
-    return 1 - torch.exp(math.log(smallest_noise) * torch.cat(blocks))
+        numbers[block] = (block + within) / per_pair
+    return numbers.flatten()
 
 
-def interpolate(pairs: Pairs, times: Float[Tensor, "batch"]) -> Bridge:
-    """The interpolant at the given times, whose number is a multiple of that of the pairs."""
+def interpolate(
+    pairs: Pairs, times: Float[Tensor, "batch"], factors: Float[Tensor, "batch"] | None = None
+) -> Bridge:
+    """The interpolant at the given times, whose number is a multiple of that of the pairs.
+
+    The factors of squared errors are the times themselves where none are given.
+    """
+    factors = times if factors is None else factors
     n_blocks = len(times) // len(pairs.weights)
     starts, ends = pairs.starts.repeat(n_blocks, 1, 1), pairs.ends.repeat(n_blocks, 1, 1)
     wide = times[:, None, None]
     positions = (1 - wide) * starts + wide * ends
-    return Bridge(times, positions, ends - starts, pairs.weights.repeat(n_blocks))
+    return Bridge(times, positions, ends - starts, pairs.weights.repeat(n_blocks), factors)

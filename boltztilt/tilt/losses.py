@@ -112,11 +112,14 @@ class Losses:
         noise = self.recipe.smallest_noise
         return [
             Share(share * strength, partial(anchor_loss, *fields, bridge, self.system.base, noise))
-            for share, bridge in self._bridges(particles)
+            for share, bridge in self._bridges(particles, uniform_times=0)
         ]
 
     def _bridges(
-        self, particles: Tensor, weights: Tensor | None = None
+        self,
+        particles: Tensor,
+        weights: Tensor | None = None,
+        uniform_times: int | None = None,
     ) -> list[tuple[float, Bridge]]:
         """The batch of one update in parts for the workers, with their shares of the batch."""
         whole = draw_bridge(
@@ -127,6 +130,7 @@ class Losses:
             self.system.potential.mirror_symmetric,
             self.recipe,
             self.generator,
+            self.recipe.uniform_times if uniform_times is None else uniform_times,
         )
         n = self.recipe.batch_size
         parts = whole.split(structures_per_share(n, self.system.n_atoms, self.device))

@@ -35,6 +35,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "recentring_steps",
+    "uniform_times",
     "polish_steps",
     "polish_chain_steps",
     "polish_rollout_every",
@@ -91,6 +92,8 @@ class Recipe:
             likelihood rises without bound.
         batch_size: interpolant points of one update.
         times_per_pair: points drawn on the path of each coupled pair.
+        uniform_times: how many of these have uniform times, the others 1 - t log-uniform. Uniform
+            ones learn faster where a molecule folds, long before its bonds take shape.
         smallest_noise: smallest 1 - t of training.
         optimiser: "muon" (hidden matrices; AdamW for the rest) or "adamw".
         learning_rate, warmup_steps, gradient_clip, average_decay: of the optimiser; the learning
@@ -125,6 +128,7 @@ class Recipe:
     likelihood_anchor: float = 1.0
     batch_size: int = 256
     times_per_pair: int = 4
+    uniform_times: int = 0
     smallest_noise: float = 0.005
     optimiser: str = "muon"
     learning_rate: float = 5e-3
@@ -153,6 +157,11 @@ class Recipe:
             raise ValueError(
                 f"recipe: batch_size = {self.batch_size} is not a multiple of times_per_pair = "
                 f"{self.times_per_pair}"
+            )
+        if self.uniform_times >= self.times_per_pair:
+            raise ValueError(
+                f"recipe: uniform_times = {self.uniform_times} leaves none of times_per_pair = "
+                f"{self.times_per_pair} for late times; make it smaller"
             )
         if self.exact_weights and self.rungs_per_rollout != 1:
             raise ValueError(

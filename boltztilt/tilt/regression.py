@@ -11,7 +11,7 @@ from torch import Tensor
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import Rates, Velocity, runge_kutta, warped_grid
 from boltztilt.tilt.coupling import COUPLINGS
-from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
+from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate, stratified
 from boltztilt.tilt.ladder import Rung
 from boltztilt.tilt.objectives import explicit_target, implicit_target
 from boltztilt.tilt.recipe import Recipe
@@ -28,20 +28,28 @@ def draw_bridge(
     mirror: bool,
     recipe: Recipe,
     generator: torch.Generator,
+    uniform_times: int,
 ) -> Bridge:
-    """Points on the paths between fresh base draws and particles drawn with replacement."""
+    """Points on the paths between fresh base draws and particles drawn with replacement.
+
+    Of the recipe's times per pair, `uniform_times` are uniform and their errors count fully.
+    """
     n_pairs = recipe.batch_size // recipe.times_per_pair
     chosen = torch.randint(len(particles), (n_pairs,), generator=generator).to(particles.device)
     starts = base.sample(n_pairs, generator).to(particles)
     ends = COUPLINGS[recipe.coupling](starts, particles[chosen], species, mirror)
-    times = draw_times(n_pairs, recipe.times_per_pair, recipe.smallest_noise, generator)
-    return interpolate(Pairs(starts, ends, weights[chosen].to(starts)), times.to(starts))
+    n_late = recipe.times_per_pair - uniform_times
+    times = draw_times(n_pairs, n_late, recipe.smallest_noise, generator).to(starts)
+    uniform = stratified(n_pairs, uniform_times, generator).to(starts)
+    pairs = Pairs(starts, ends, weights[chosen].to(starts))
+    factors = torch.cat([torch.ones_like(uniform), times])
+    return interpolate(pairs, torch.cat([uniform, times]), factors)
 
 
 def matching_loss(field: Velocity, bridge: Bridge, base: Gaussian) -> Tensor:
-    """Flow matching: mean of t |b̂ - İ|², in units of the spread of the base."""
+    """Flow matching: mean of |b̂ - İ|² with the bridge's factors, in units of the base's spread."""
     error = base.squared_norm(field(bridge.times, bridge.positions) - bridge.rates)
-    return (bridge.times * error).mean()
+    return (bridge.factors * error).mean()
 
 
 def tilting_loss(
@@ -52,14 +60,14 @@ def tilting_loss(
     rung: Rung,
     objective: str,
 ) -> Tensor:
-    """The loss of a tilt step: "itm", "wfm" or "etm" with likelihood-weighted times.
+    """The loss of a tilt step: "itm", "wfm" or "etm" with the bridge's factors.
 
     `bridge.weights` are the tilt weights, or the products h r for "etm".
     """
     predicted = field(bridge.times, bridge.positions)
     if objective == "wfm":
         error = bridge.weights * base.squared_norm(predicted - bridge.rates)
-        return (bridge.times * error).mean()
+        return (bridge.factors * error).mean()
     with torch.no_grad():
         old = old_field(bridge.times, bridge.positions)
     if objective == "itm":
@@ -67,7 +75,7 @@ def tilting_loss(
     else:
         baseline = float(rung.scaled_rewards.mean())
         target = explicit_target(old, bridge.rates, bridge.weights, baseline)
-    return (bridge.times * base.squared_norm(predicted - target)).mean()
+    return (bridge.factors * base.squared_norm(predicted - target)).mean()
 
 
 def draw_grid(n_steps: int, power: float, generator: torch.Generator) -> Float64[Tensor, "times"]:
