@@ -315,6 +315,8 @@ def write_ensemble(
         final.info["sampler"] = raw.report()
     console.print_table(f"{raw.system.name}: {raw.system.convention}", rows)
     console.print_files(final.save(path, overwrite=force))
+    for caution in raw.cautions:
+        console.standard_error().print(f"warning: {caution}")
 
 
 @app.command()

@@ -1,18 +1,21 @@
 """A battery of checks that any potential, also one of your own, should pass."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.systems.molecule import DISTORTION, Molecule
+from boltztilt.systems.system import System
 
 Transform = Callable[[Tensor], Tensor]
 
 
 def check_potential(
-    potential: Potential,
+    target: Any,
     positions: Float[Tensor, "batch atoms dims"] | None = None,
     species: Sequence[int] | None = None,
     seed: int = 0,
@@ -26,17 +29,30 @@ def check_potential(
     positions give energies and forces of the same dtype.
 
     Args:
-        potential: the potential to check.
-        positions: configurations of finite energy; by default a loose jittered lattice.
-        species: one integer per atom, all equal by default; equal ones are permuted.
+        target: the potential to check, or a system with it.
+        positions: configurations of finite energy; by default the jittered structure of a system's
+            molecule, or else a loose jittered lattice.
+        species: one integer per atom; equal ones are permuted. By default those of the system, or
+            else all equal.
         seed: seed of the random lattice, rotation and permutation.
         tolerance: largest relative deviation that passes.
 
     Raises:
         AssertionError: naming every property that fails and by how much.
+        TypeError: the target is neither a potential nor a system.
         ValueError: the energy of the positions is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
+    potential = target
+    if isinstance(target, System):
+        potential, species = target.potential, species or target.species
+        if positions is None and target.molecule is not None:
+            positions = jittered_structure(target.molecule, generator)
+    if not isinstance(potential, Potential):
+        raise TypeError(
+            f"check_potential got a {type(target).__name__}: give a Potential, a System, or a "
+            "function of positions as boltztilt.CallablePotential(function, n_atoms)"
+        )
     if positions is None:
         positions = jittered_lattice(potential.n_atoms, potential.n_dims, generator)
     positions = positions.detach().double()
@@ -70,6 +86,15 @@ def jittered_lattice(
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     positions = spacing * (sites + 0.1 * noise)
     return positions - positions.mean(1, keepdim=True)
+
+
+def jittered_structure(
+    molecule: Molecule, generator: torch.Generator, n: int = 4
+) -> Float[Tensor, "batch atoms dims"]:
+    """Returns n copies of a molecule's structure, its atoms moved by `DISTORTION` (nm)."""
+    shape = (n, molecule.n_atoms, 3)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return molecule.structure.double() + DISTORTION * noise
 
 
 def random_rotation(

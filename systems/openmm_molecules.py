@@ -57,6 +57,26 @@ def molecule_from_openmm(
     return MolecularSystem(molecule, molecular_potential(system, temperature))
 
 
+def in_kelvin(temperature: Any) -> float:
+    """A temperature in kelvin, given as a Quantity of OpenMM or as a number."""
+    from openmm import unit
+
+    if unit.is_quantity(temperature):
+        return float(temperature.value_in_unit(unit.kelvin))
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise TypeError(
+            f"temperature = {temperature!r}: expected a number of kelvin, or a Quantity such as "
+            "300 * openmm.unit.kelvin"
+        )
+    return float(temperature)
+
+
+def names_of_forces(system: openmm.System) -> str:
+    """The forces of an OpenMM System by name, without those that only remove its motion."""
+    names = [force.getName() for force in system.getForces()]
+    return ", ".join(name for name in names if name != "CMMotionRemover") or "no force"
+
+
 def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSystem:
     """The molecule of a [molecule] table, whose files lie in `folder` or come with OpenMM.
 
@@ -65,8 +85,8 @@ def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSyst
         FileNotFoundError: a file that is neither in the folder nor, for force fields, in OpenMM.
     """
     _check_table(table)
-    pdb, path = read_pdb(folder / table["pdb"])
-    files = [path]
+    files = [folder / table["pdb"]]
+    pdb = read_pdb(files[0])
     if "system_xml" in table:
         files.append(folder / table["system_xml"])
         system = read_system(files[-1])
@@ -100,15 +120,15 @@ def _check_table(table: Mapping[str, Any]) -> None:
         )
 
 
-def read_pdb(path: Path) -> tuple[openmm.app.PDBFile, Path]:
-    """The contents of a PDB file, and its path."""
+def read_pdb(path: Path) -> openmm.app.PDBFile:
+    """The contents of a PDB file."""
     import_openmm()
     from openmm.app import PDBFile
 
     if not path.is_file():
         raise FileNotFoundError(f"[molecule] no such PDB file: {path}")
     try:
-        return PDBFile(str(path)), path
+        return PDBFile(str(path))
     except Exception as error:
         raise ValueError(
             f"{path} is not a PDB file that OpenMM can read ({type(error).__name__}: {error}); it "

@@ -44,7 +44,8 @@ class System:
     Attributes:
         name: short name; shipped weights are found by it.
         potential: a Potential, also when constructed with a plain function of positions
-            `(batch, n_atoms, n_dims)` that returns energies `(batch,)`.
+            `(batch, n_atoms, n_dims)` that returns energies `(batch,)`. A function whose energy is
+            that of the mirror image says so as CallablePotential(..., mirror_symmetric=True).
         n_atoms, n_dims: read from the potential, needed only when it is a plain function.
         base_std: standard deviation of the Gaussian base; of a bond along each axis if
             `base_kind` is "bonds".
@@ -80,12 +81,12 @@ class System:
 
     def __post_init__(self) -> None:
         potential = as_potential(self.potential, self.n_atoms, self.n_dims)
-        derived = {
+        derived: dict[str, Any] = {
             "potential": potential,
             "n_atoms": potential.n_atoms,
             "n_dims": potential.n_dims,
+            "species": self.species or self._default_species(potential),
         }
-        derived["species"] = self.species or self._default_species(potential)
         if self.molecule is not None:
             derived["recipe"] = full_recipe(self.recipe)
         for name, value in derived.items():
@@ -104,11 +105,11 @@ class System:
                 f"system {self.name!r}: base_kind = {self.base_kind!r} is unknown; choose one of "
                 f"{', '.join(BASE_KINDS)}"
             )
-        if self.base_kind == "bonds" and self.molecule is None:
-            raise ValueError(
-                f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
-            )
-        if self.base_kind == "bonds" and self.molecule is not None:
+        if self.base_kind == "bonds":
+            if self.molecule is None:
+                raise ValueError(
+                    f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
+                )
             _check_bonds(self.molecule)
         for name in ("base_std", "nm_per_length"):
             if not getattr(self, name) > 0:
@@ -125,7 +126,7 @@ class System:
         cls,
         topology: "openmm.app.Topology",
         system: "openmm.System",
-        temperature: float,
+        temperature: Any,
         positions: Any,
         name: str = "molecule",
         **settings: Any,
@@ -135,18 +136,24 @@ class System:
         Args:
             topology: elements, residues and bonds.
             system: its forces, without constraints and virtual sites.
-            temperature: in kelvin.
+            temperature: a Quantity, or a number of kelvin.
             positions: one structure of the molecule, a Quantity or numbers in nm.
             settings: further attributes of the System, such as `recipe` or `title`.
         """
-        from boltztilt.systems.openmm_molecules import molecule_from_openmm
+        from boltztilt.systems.openmm_molecules import (
+            in_kelvin,
+            molecule_from_openmm,
+            names_of_forces,
+        )
 
-        made = molecule_from_openmm(topology, system, temperature, positions)
+        kelvin = in_kelvin(temperature)
+        made = molecule_from_openmm(topology, system, kelvin, positions)
+        convention = f"OpenMM ({names_of_forces(system)}), {kelvin:g} K, kT, nm"
         return cls(
             name=name,
             potential=made.potential,
             molecule=made.molecule,
-            **{**DEFAULTS, **settings},
+            **{**DEFAULTS, "convention": convention, **settings},
         )
 
     @classmethod

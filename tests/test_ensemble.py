@@ -11,9 +11,10 @@ import torch
 
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.ensemble import Ensemble, check_output, refinement
+from boltztilt.sampling.ensemble import Ensemble, check_output
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.refinement import refinement
 from boltztilt.systems.system import System, load_system
 
 STIFFNESS = 1.5
@@ -48,6 +49,30 @@ def test_weights_and_free_energy_agree_with_closed_forms():
     assert abs(ensemble.mean_energy().value - DOF / 2) < 3.5 * ensemble.mean_energy().error
     raw = ensemble.mean_energy(weighted=False)
     assert abs(raw.value - STIFFNESS * DOF / 2) < 3.5 * raw.error
+
+
+def test_cautions_name_weights_and_groups_that_rest_on_too_little():
+    ensemble = importance_sample(1000, 0)
+    assert ensemble.cautions == []
+    assert "cautions" not in ensemble.report()
+    one = replace(ensemble, log_density=ensemble.log_density.clone())
+    one.log_density[3] -= 20.0
+    (caution,) = one.cautions
+    assert caution.startswith("the weights rest on about 1.0 of 1000 structures")
+    assert one.report()["cautions"] == [caution]
+    grouped = replace(ensemble, groups=torch.arange(1000) // 250)
+    (caution,) = grouped.cautions
+    assert caution.startswith("errors are those over 4 groups")
+    assert importance_sample(3, 0, with_density=False).cautions == []
+
+
+def test_independent_structures_are_no_more_than_their_ancestors():
+    """Groups that agree by accident do not make structures of one descent independent."""
+    ensemble = importance_sample(1000, 0)
+    ensemble.groups = torch.arange(1000) // 10
+    assert ensemble.n_independent > 50
+    ensemble.info["n_ancestors"] = 20
+    assert ensemble.n_independent == 20
 
 
 def test_errors_are_the_spread_over_independent_samples():
@@ -120,7 +145,7 @@ def test_acceptance_of_refining_is_the_mean_over_all_trajectories(monkeypatch):
         calls.append((state.acceptance, arguments[2] * len(arguments[1])))
         return state
 
-    monkeypatch.setattr("boltztilt.sampling.ensemble.hmc", recorded)
+    monkeypatch.setattr("boltztilt.sampling.refinement.hmc", recorded)
     refined = importance_sample(40, 5).refine(100, step_size=0.8, batch_size=30)
     accepted = sum(acceptance * number for acceptance, number in calls)
     n_trajectories = sum(number for _, number in calls)
@@ -175,7 +200,7 @@ def test_independent_structures_are_counted_by_the_variance_between_groups():
     ratio = STIFFNESS / (2 * STIFFNESS - 1)
     share = ESS / (ratio**2 + (1 - ratio) ** 2 * DOF / 2)
     ensemble = grouped_sample(1000, 0)
-    alone = replace(ensemble, groups=None)
+    alone = replace(ensemble, groups=None, info={})
     assert ensemble.n_effective == pytest.approx(alone.n_effective)  # blind to repetitions
     assert ensemble.n_independent == pytest.approx(1000 * share, rel=0.25)
     assert alone.n_independent == pytest.approx(5000 * share, rel=0.25)
@@ -217,6 +242,8 @@ def test_npz_round_trip_is_exact(tmp_path):
     ensemble = importance_sample(50, 6)
     paths = ensemble.save(tmp_path / "spring.npz")
     assert [path.name for path in paths] == ["spring.npz", "spring.report.json"]
+    with pytest.raises(ValueError, match=r"structures of 'spring'.*system=\.\.\."):
+        Ensemble.load(paths[0])
     loaded = Ensemble.load(paths[0], SPRING)
     assert torch.equal(loaded.positions, ensemble.positions)
     assert torch.equal(loaded.log_weights, ensemble.log_weights)

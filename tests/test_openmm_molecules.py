@@ -84,7 +84,7 @@ def test_capped_residue_of_ones_own_loads_and_anneals(residue, n_atoms, n_centre
     assert len(system.molecule.stereocentres) == n_centres
     assert system.one_handed == (n_centres > 0)
     ensemble = anneal(path, 8, n_per_group=4, cess=0.3, n_steps=1, n_leapfrog=3)
-    reference = build_system(read_pdb(tmp_path / "mine.pdb")[0], ["amber99sbildn.xml"])
+    reference = build_system(read_pdb(tmp_path / "mine.pdb"), ["amber99sbildn.xml"])
     expected = OpenMMPotential(reference, 300.0).energy(ensemble.positions.double())
     torch.testing.assert_close(ensemble.energies, expected, rtol=1e-5, atol=1e-2)
     assert not system.molecule.inverted_centres(ensemble.positions).any()
@@ -226,3 +226,17 @@ def test_structure_may_be_numbers_in_nm_or_a_quantity():
     first = System.from_openmm(pdb.topology, system, 300.0, numbers)
     second = System.from_openmm(pdb.topology, system, 300.0, pdb.positions.in_units_of(unit.meter))
     torch.testing.assert_close(first.molecule.structure, second.molecule.structure)
+
+
+def test_temperature_may_be_a_number_of_kelvin_or_a_quantity(generator):
+    pdb = app.PDBFile(str(DIPEPTIDE))
+    arguments = (pdb.topology, build_system(pdb, ["amber99sbildn.xml"]))
+    first = System.from_openmm(*arguments, 250, pdb.positions)
+    second = System.from_openmm(*arguments, 250 * unit.kelvin, pdb.positions)
+    frame = first.molecule.structure[None].double()
+    assert torch.equal(first.potential.energy(frame), second.potential.energy(frame))
+    assert first.convention == second.convention
+    assert first.convention.startswith("OpenMM (HarmonicBondForce, ")
+    assert first.convention.endswith("), 250 K, kT, nm")
+    with pytest.raises(TypeError, match="temperature = '250 K': expected a number of kelvin"):
+        System.from_openmm(*arguments, "250 K", pdb.positions)

@@ -223,10 +223,17 @@ def test_corrupt_and_foreign_weights_are_refused(tmp_path):
 def test_missing_weights_name_the_command_that_makes_them(tmp_path, well_file):
     with pytest.raises(FileNotFoundError, match=r"boltztilt train .*well\.toml -o runs/well"):
         Sampler.load(well_file)
+    with pytest.raises(FileNotFoundError, match=r"train them with boltztilt\.train\(system, out="):
+        sample(well(), 5)
     with pytest.raises(FileNotFoundError, match=r"holds no weights\.safetensors: train"):
         Sampler.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such weights file"):
         Sampler.load(tmp_path / "absent.safetensors")
+
+
+def test_a_system_stands_for_its_shipped_weights():
+    by_name, by_system = sample("dw4", 5), sample(load_system("dw4"), 5)
+    assert torch.equal(by_name.positions, by_system.positions)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -30,6 +30,16 @@ def test_every_property_of_a_right_potential_is_reported():
     assert names == expected
 
 
+def test_a_system_brings_its_own_structure_and_species(aldp):
+    deviations = check_potential(aldp)
+    assert {name.split()[0] for name in deviations} >= {"force", "permutation", "reflection"}
+
+
+def test_what_is_no_potential_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"got a function.*CallablePotential\(function, n_atoms\)"):
+        check_potential(lambda positions: positions.sum((1, 2)))
+
+
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [

@@ -90,11 +90,6 @@ class LocalDensityField(nn.Module):
                 f"the local-density field needs max_degree, n_hidden and n_channels of at least 1, "
                 f"got {max_degree=}, {n_hidden=}, {n_channels=}"
             )
-        if collective_width and pairing is None:
-            raise ValueError(
-                f"collective_width = {collective_width} needs atoms that differ, but all are "
-                "alike: set it to 0"
-            )
         self.n_channels, self.max_degree = n_channels, max_degree
         self.softening = SOFTENING * core
         self.noise_scale = noise_scale
@@ -118,7 +113,14 @@ class LocalDensityField(nn.Module):
         self.edge_densities = nn.Linear(n_densities, n_hidden, bias=False)
         self.edge_hidden = nn.Linear(n_hidden, n_hidden)
         self.output = nn.Parameter(torch.zeros(n_hidden))
-        self.collective = CollectiveField(pairing, collective_width) if collective_width else None
+        self.collective: CollectiveField | None = None
+        if collective_width > 0:
+            if pairing is None:
+                raise ValueError(
+                    f"collective_width = {collective_width} needs atoms that differ, but all are "
+                    "alike: set it to 0"
+                )
+            self.collective = CollectiveField(pairing, collective_width)
         for degree in range(1, max_degree + 1):
             self.register_buffer(
                 f"gradient_tensor_{degree}", gradient_tensor(degree), persistent=False

@@ -38,6 +38,11 @@ class Gaussian:
         return None
 
     @property
+    def log_volume(self) -> float:
+        """Logarithm of the determinant of `mode_scale`, on the space the law lives on."""
+        return 0.0
+
+    @property
     def dof(self) -> int:
         """Number of dimensions of the space the law lives on."""
         return self.n_dims * (self.n_atoms - int(self.centered))
@@ -56,7 +61,8 @@ class Gaussian:
     def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
         """Normalised log-density in float64."""
         normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2)
-        return -self.squared_norm(positions.double()) / 2 - normaliser
+        stretched = self.n_dims * self.log_volume
+        return -self.squared_norm(positions.double()) / 2 - normaliser - stretched
 
     def squared_norm(self, vectors: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
         """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
@@ -99,11 +105,21 @@ class BondGaussian(Gaussian):
         difference[numbers, first], difference[numbers, second] = 1.0, -1.0
         return torch.linalg.eigh(difference.T @ difference)
 
-    @property
+    @cached_property
+    def _modes(self) -> Float64[Tensor, "atoms modes"]:
+        """The modes of the atoms, each as long as its standard deviation over `std`."""
+        values, vectors = self._spectrum
+        return vectors[:, 1:] / values[1:].sqrt()
+
+    @cached_property
     def mode_scale(self) -> Float64[Tensor, "atoms atoms"]:
         """Square root of the covariance of the atoms over `std`, symmetric, zero on their mean."""
-        values, vectors = self._spectrum
-        return (vectors[:, 1:] / values[1:].sqrt()) @ vectors[:, 1:].T
+        return self._modes @ self._spectrum[1][:, 1:].T
+
+    @cached_property
+    def log_volume(self) -> float:
+        """Logarithm of the determinant of `mode_scale`, without the motion of the mean."""
+        return -0.5 * float(self._spectrum[0][1:].log().sum())
 
     def sample(
         self,
@@ -114,15 +130,7 @@ class BondGaussian(Gaussian):
         """`n` independent draws on the generator's device."""
         shape = (n, self.n_atoms - 1, self.n_dims)
         noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
-        values, vectors = self._spectrum
-        modes = vectors[:, 1:] / values[1:].sqrt()
-        return self.std * remove_mean(modes.to(noise) @ noise)
-
-    def log_density(self, positions: Float[Tensor, "batch atoms dims"]) -> Float64[Tensor, "batch"]:
-        """Normalised log-density in float64."""
-        spread = 0.5 * self.n_dims * float(self._spectrum[0][1:].log().sum())
-        normaliser = 0.5 * self.dof * math.log(2 * math.pi * self.std**2) - spread
-        return -self.squared_norm(positions.double()) / 2 - normaliser
+        return self.std * remove_mean(self._modes.to(noise) @ noise)
 
     def squared_norm(self, vectors: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "batch"]:
         """Squares of velocities in units of the base's own spread, v Σ⁻¹ v."""
@@ -132,6 +140,4 @@ class BondGaussian(Gaussian):
 
     def pair_spreads(self) -> Float[Tensor, "atoms atoms"]:
         """Standard deviation of x_i - x_j on each axis."""
-        values, vectors = self._spectrum
-        modes = vectors[:, 1:] / values[1:].sqrt()
-        return self.std * torch.cdist(modes, modes).float()
+        return self.std * torch.cdist(self._modes, self._modes).float()

@@ -16,18 +16,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path, check_writable
 from boltztilt.report import plain, write_report
 from boltztilt.sampling.estimate import Estimate, log_mean_exp, weighted_mean
-from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
-from boltztilt.systems.system import System, load_system
-
-SHORT_TRAJECTORY, LONG_TRAJECTORY = 3, 17
-"""Leapfrog steps: measured on LJ-55, where 200 steps of MALA leave four times the energy W2."""
+from boltztilt.systems.system import System, available_systems, load_system
 
 SUFFIXES = (".npz", ".dcd", ".xtc", ".pdb")
+FEW = 10
+"""Fewer effective structures, or groups, do not tell averages and their errors."""
+
 PER_STRUCTURE = ("log_density", "path_log_weights", "groups")  # each None or (batch,)
 
 
@@ -158,14 +157,33 @@ class Ensemble:
     def n_independent(self) -> float:
         """var U / (error of <U>)²: as many independent structures would tell <U> as well.
 
-        At most the number of structures. Its own relative error is about sqrt(2 / groups); of a
-        single group it is NaN.
+        At most the number of structures, and of the draws they descend from. Its own relative
+        error is about sqrt(2 / groups); of a single group it is NaN.
         """
         mean = self.mean_energy()
         if not mean.error > 0:  # also where it is NaN
             return math.nan
         squares = torch.where(self.weights > 0, self.energies - mean.value, 0.0).square()
-        return min(float((self.weights * squares).sum()) / mean.error**2, float(len(self)))
+        most = min(len(self), self.info.get("n_ancestors", len(self)))
+        return min(float((self.weights * squares).sum()) / mean.error**2, float(most))
+
+    @property
+    def cautions(self) -> list[str]:
+        """Why weighted averages and their errors may not be trusted; empty where they may."""
+        if not self.has_weights:
+            return []
+        found = []
+        if self.n_effective < FEW:
+            found.append(
+                f"the weights rest on about {self.n_effective:.1f} of {len(self)} structures: "
+                "averages may be off by more than their errors, draw more structures"
+            )
+        if self.groups is not None and self.n_groups < FEW:
+            found.append(
+                f"errors are those over {self.n_groups} groups, too few to tell them: draw more "
+                "structures, or fewer to a group"
+            )
+        return found
 
     @property
     def log_z(self) -> Estimate:
@@ -228,33 +246,15 @@ class Ensemble:
         added to `info["n_energy"]`. The step size starts from `step_size`, a length (default:
         base_std / 50).
         """
-        potential = CountedPotential(self.system.potential)
-        generator = torch.Generator().manual_seed(seed)
-        step_size = self.system.base_std / 50 if step_size is None else step_size
-        stages = refinement(n_steps)
-        n_accepted = 0.0
-        states = []
-        for batch in self.positions.split(batch_size):
-            for n_trajectories, n_leapfrog in stages:
-                settings = (n_trajectories, step_size, n_leapfrog, generator)
-                state = hmc(potential, batch, *settings, scale=self.system.base.mode_scale)
-                batch, step_size = state.positions, state.step_size
-                n_accepted += state.acceptance * n_trajectories * len(batch)
-            states.append(state)
-        n_energy = int(self.info.get("n_energy", 0)) + potential.n_energy
-        refined = {
+        end = refined(self.system, self.positions, n_steps, seed, step_size, batch_size)
+        info = {
+            **self.info,
             "refine_steps": n_steps,
-            "refine_acceptance": n_accepted / (len(self) * sum(number for number, _ in stages)),
+            "refine_acceptance": end.acceptance,
             "refine_seed": seed,
+            "n_energy": int(self.info.get("n_energy", 0)) + end.n_energy,
         }
-        return Ensemble(
-            torch.cat([state.positions for state in states]),
-            torch.cat([state.energies for state in states]),
-            None,
-            self.system,
-            {**self.info, **refined, "n_energy": n_energy},
-            groups=self.groups,
-        )
+        return Ensemble(end.positions, end.energies, None, self.system, info, groups=self.groups)
 
     @classmethod
     def join(cls, ensembles: Sequence[Ensemble]) -> Ensemble:
@@ -294,6 +294,8 @@ class Ensemble:
                 report["n_independent"] = self.n_independent
             report["log_z"] = self.log_z
             report["elbo"] = self.elbo
+        if self.cautions:
+            report["cautions"] = self.cautions
         return report
 
     def save(self, path: str | Path, overwrite: bool = False) -> list[Path]:
@@ -334,7 +336,13 @@ class Ensemble:
         """The ensemble in an .npz file; a system that is not built in must be given."""
         arrays = read_arrays(path, ("positions", "energies", "system", "info"))
         if system is None:
-            system = load_system(str(arrays["system"]))
+            name = str(arrays["system"])
+            if name not in available_systems():
+                raise ValueError(
+                    f"{path} holds structures of {name!r}, which does not come with boltztilt: "
+                    "Ensemble.load(path, system=...) takes the system itself"
+                )
+            system = load_system(name)
         kept = {name: torch.as_tensor(arrays[name]) for name in PER_STRUCTURE if name in arrays}
         return cls(
             torch.as_tensor(arrays["positions"]),
@@ -403,20 +411,3 @@ def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if any("seed" in info for info in infos):
         joined["seed"] = [info.get("seed") for info in infos]
     return joined
-
-
-def refinement(n_steps: int) -> list[tuple[int, int]]:
-    """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
-
-    A third of the steps go to short trajectories; what the long ones leave over is one more.
-    """
-    if n_steps < 1:
-        raise ValueError(f"n_steps is {n_steps}; refine with at least 1 step")
-    n_short = n_steps // 3 // SHORT_TRAJECTORY
-    left = n_steps - n_short * SHORT_TRAJECTORY
-    stages = [
-        (n_short, SHORT_TRAJECTORY),
-        (left // LONG_TRAJECTORY, LONG_TRAJECTORY),
-        (1, left % LONG_TRAJECTORY),
-    ]
-    return [(number, length) for number, length in stages if number > 0 and length > 0]

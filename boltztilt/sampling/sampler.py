@@ -242,11 +242,11 @@ class Sampler:
         save_weights(path, self.field.state_dict(), self.metadata)
 
     @classmethod
-    def load(cls, target: str | Path, system: System | None = None) -> Sampler:
+    def load(cls, target: str | Path | System, system: System | None = None) -> Sampler:
         """The sampler of a shipped system, a run folder or a weights file.
 
         Args:
-            target: the name of a system with shipped weights, or a path.
+            target: a system with shipped weights or its name, or a path.
             system: what the weights were trained for; needed only when it is neither shipped nor
                 kept in the run folder.
 
@@ -285,12 +285,12 @@ class Sampler:
         return cls(system, field, metadata)
 
 
-def sample(name: str | Path, n: int, seed: int = 0, **settings: Any) -> Ensemble:
+def sample(target: str | Path | System, n: int, seed: int = 0, **settings: Any) -> Ensemble:
     """An ensemble of `n` structures from shipped weights, a run folder or a weights file.
 
     Further settings are those of `Sampler.sample`.
     """
-    return Sampler.load(name).sample(n, seed=seed, **settings)
+    return Sampler.load(target).sample(n, seed=seed, **settings)
 
 
 class _Rates(NamedTuple):
@@ -332,8 +332,10 @@ def _flow_padded(rates: _Rates, batch: Tensor, size: int, *settings: Any) -> Flo
     return FlowResult(result.positions[:n], result.log_density_change[:n])
 
 
-def _weights_and_system(target: str | Path) -> tuple[Path, System | None]:
-    """The weights file meant by a name or path, and the system kept beside it, if any."""
+def _weights_and_system(target: str | Path | System) -> tuple[Path, System | None]:
+    """The weights file meant by a system, name or path, and the system they belong to, if known."""
+    if isinstance(target, System):
+        return shipped_weights(target), target
     path = Path(target)
     if path.is_dir():
         weights, kept = path / "weights.safetensors", path / "system.toml"
@@ -345,10 +347,19 @@ def _weights_and_system(target: str | Path) -> tuple[Path, System | None]:
     if path.suffix == ".safetensors":
         return path, None
     system = load_system(str(target))
-    shipped = system.weights_path()
-    if shipped is None:
-        raise FileNotFoundError(
-            f"system {system.name!r} has no trained weights: run `boltztilt train {target} -o "
-            f"runs/{system.name}` and sample from that folder"
-        )
-    return shipped, system
+    return shipped_weights(system), system
+
+
+def shipped_weights(system: System) -> Path:
+    """The weights that lie beside a system's file; raises FileNotFoundError without any."""
+    path = system.weights_path()
+    if path is not None:
+        return path
+    how = "boltztilt.train(system, out=...)"
+    if system.source is not None:
+        name = system.name if system.name in available_systems() else system.source
+        how = f"`boltztilt train {name} -o runs/{system.name}`"
+    raise FileNotFoundError(
+        f"system {system.name!r} has no trained weights: train them with {how} and sample from "
+        "that folder"
+    )
