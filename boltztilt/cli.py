@@ -388,6 +388,9 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     steps: Steps = 14,
+    refine: Annotated[
+        int, typer.Option(help="Compare also after so many steps of sample --refine.", min=0)
+    ] = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
@@ -398,6 +401,7 @@ def evaluate(
     [bold]Examples[/bold]
       boltztilt evaluate runs/lj13
       boltztilt evaluate lj13 -o lj13_evaluation --reference lj13_reference.npz
+      boltztilt evaluate aldp --refine 500   raw, reweighted and refined
     """
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
@@ -405,7 +409,7 @@ def evaluate(
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
-        report = evaluate_sampler(sampler, samples, n, seed, folder, progress, steps)
+        report = evaluate_sampler(sampler, samples, n, seed, folder, progress, steps, refine)
     rows = console.report_rows(report, {"system", "convention", "reference", "training"})
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])

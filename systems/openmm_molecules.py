@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from boltztilt.energy import Potential
 from boltztilt.potentials.molecular import molecular_potential
 from boltztilt.potentials.openmm_frames import import_openmm
+from boltztilt.suggestions import did_you_mean
 from boltztilt.systems.molecule import Molecule
 
 if TYPE_CHECKING:
@@ -103,10 +103,9 @@ def _check_table(table: Mapping[str, Any]) -> None:
     """Raises ValueError unless a [molecule] table has the settings it needs and no others."""
     for key, value in table.items():
         if key not in SETTINGS:
-            nearest = difflib.get_close_matches(key, SETTINGS, n=1)
-            suggestion = f" Did you mean {nearest[0]}?" if nearest else ""
             raise ValueError(
-                f"[molecule] unknown setting {key!r}.{suggestion} Known: {', '.join(SETTINGS)}"
+                f"[molecule] unknown setting {key!r}.{did_you_mean(key, SETTINGS)} Known: "
+                f"{', '.join(SETTINGS)}"
             )
         kinds, meaning = SETTINGS[key]
         if not isinstance(value, kinds) or isinstance(value, bool) or value == []:

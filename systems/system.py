@@ -1,6 +1,5 @@
 """A system: the potential to sample, the base it starts from, and how to train on it."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from boltztilt.energy import CallablePotential, Potential
 from boltztilt.sampling.base import BondGaussian, Gaussian
+from boltztilt.suggestions import did_you_mean
 from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
 
 if TYPE_CHECKING:
@@ -335,10 +335,8 @@ def _build_potential(table: Mapping[str, Any]) -> Potential:
 def _unknown_system(name: str) -> str:
     """Returns the message for an unknown name, with the nearest known one."""
     names = available_systems()
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return (
-        f"unknown system {name!r}.{suggestion} Available: {', '.join(names)}; "
+        f"unknown system {name!r}.{did_you_mean(name, names)} Available: {', '.join(names)}; "
         "or give the path of a .toml file"
     )
 

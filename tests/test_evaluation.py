@@ -108,6 +108,18 @@ def test_the_exact_sampler_stands_at_every_floor(reference):
         assert exact[name]["raw"] < floor.value + 4 * floor.error, name
 
 
+def test_refined_samples_are_compared_without_weights(reference):
+    report = evaluate(BaseSampler(), reference, n=2000, seed=3, refine_steps=120)
+    refined = report["refined"]
+    assert refined["refine_steps"] == 120
+    assert abs(refined["energy"].value - DOF / 2) < 4 * refined["energy"].error
+    for name in ("energy_w1", "energy_w2"):
+        floor = refined[name]["floor"]
+        assert set(refined[name]) == {"raw", "floor"}
+        assert refined[name]["raw"] < floor.value + 4 * floor.error < report[name]["raw"]
+    assert "reweighted" not in refined["beyond_reference"]
+
+
 def test_report_and_figures_are_written(report, folder):
     written = json.loads((folder / "report.json").read_text())
     assert written["log_z"]["value"] == pytest.approx(report["log_z"].value)

@@ -167,7 +167,7 @@ def test_pdb_file_that_is_not_complete_is_refused(change, expected, tmp_path):
         ('force_field = ["amber99_obc.xml"]', ("no residue templates",)),
         ('force_field = "amber99sbildn.xml"', ("expected a list",)),
         ("force_field = []", ("expected a list",)),
-        ('forcefield = ["amber99sbildn.xml"]', ("'forcefield'", "Did you mean force_field?")),
+        ('forcefield = ["amber99sbildn.xml"]', ("'forcefield'", "Did you mean 'force_field'?")),
         ('colour = "red"', ("'colour'", "Known: pdb, force_field")),
         ("", ("either force_field", "or system_xml")),
         ('system_xml = "absent.xml"', ("absent.xml", "no such file")),

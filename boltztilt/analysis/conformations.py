@@ -137,9 +137,9 @@ def residue_torsions(
         return {}
     if system.potential.mirror_symmetric:
         positions, _ = system.molecule.unmirrored(positions)
-    names = backbone(system.molecule).residues
-    phi, psi, _ = backbone_torsions(positions, system.molecule)
-    return dict(zip(names, torch.stack([phi, psi], dim=2).unbind(1), strict=True))
+    found = backbone(system.molecule)
+    phi, psi = (torsions(positions, quadruples) for quadruples in (found.phi, found.psi))
+    return dict(zip(found.residues, torch.stack([phi, psi], dim=2).unbind(1), strict=True))
 
 
 def torsions(

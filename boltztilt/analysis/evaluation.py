@@ -38,11 +38,13 @@ def evaluate(
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     n_steps: int = DEFAULT_STEPS,
+    refine_steps: int = 0,
 ) -> dict[str, Any]:
     """The report on `n` samples, written with its figures into the folder `out` if one is given.
 
     Samples are drawn and weighted; up to `n` reference structures are carried back to the base
-    for their density under the sampler, which shows what the sampler misses.
+    for their density under the sampler, which shows what the sampler misses. With `refine_steps`
+    the samples are also compared after so many steps of `Ensemble.refine`, under "refined".
     """
     check_extras()
     started = time.perf_counter()
@@ -72,6 +74,13 @@ def evaluate(
         "reference": reference.report(),
         "training": dict(sampler.metadata),
     }
+    if refine_steps > 0:
+        refined = ensemble.refine(refine_steps, seed=seed)
+        report["refined"] = {
+            "refine_steps": refine_steps,
+            "energy": refined.mean_energy(weighted=False),
+            **compare(refined, reference, seed),
+        }
     if out is not None:
         write_evaluation(Path(out), report, ensemble, reference, reference_log_weights)
     return report
@@ -96,10 +105,9 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
     """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
 
     `floor` is the distance of as many reference structures as the ensemble has; `floor_effective`
-    that of as many as its weights are worth, the best that reweighting can reach. Molecules are
-    compared in their conformations as well.
+    that of as many as its weights are worth, the best that reweighting can reach. Ensembles without
+    weights are compared as they are. Molecules are compared in their conformations as well.
     """
-    weights = ensemble.weights
     limit = reference.energies.quantile(TAIL)
     beyond = (~(ensemble.energies <= limit)).double()
     compared: dict[str, Any] = {
@@ -110,8 +118,10 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
         "geometric_w2": _geometric_distances(ensemble, reference, seed),
         "beyond_reference": {
             "energy": float(limit),
-            "raw": float(beyond.mean()),
-            "reweighted": float((beyond * weights).sum()),
+            **{
+                view: weighted_mean(beyond, weights, n_bootstrap=0).value
+                for view, weights in _views(ensemble).items()
+            },
             "reference": 1.0 - TAIL,
         },
     }
@@ -200,18 +210,27 @@ def _energy_distances(
         return metrics.energy_wasserstein(first, second, weights, order=order)
 
     return {
-        "raw": distance(ensemble.energies, reference.energies),
-        "reweighted": distance(ensemble.energies, reference.energies, ensemble.weights),
+        **{
+            view: distance(ensemble.energies, reference.energies, weights)
+            for view, weights in _views(ensemble).items()
+        },
         **_floors(distance, reference.energies, ensemble, seed),
     }
 
 
+def _views(ensemble: Ensemble) -> dict[str, Tensor | None]:
+    """The weights of each way to look at an ensemble: as it is and, if it has any, by weight."""
+    raw: dict[str, Tensor | None] = {"raw": None}
+    return raw | {"reweighted": ensemble.weights} if ensemble.has_weights else raw
+
+
 def _pair_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
     distance = metrics.pair_distance_wasserstein
-    both = (ensemble.positions, reference.positions)
     return {
-        "raw": distance(*both),
-        "reweighted": distance(*both, ensemble.weights),
+        **{
+            view: distance(ensemble.positions, reference.positions, weights)
+            for view, weights in _views(ensemble).items()
+        },
         **_floors(distance, reference.positions, ensemble, seed, n_repeats=4),
     }
 
@@ -223,7 +242,9 @@ def _floors(
     seed: int,
     n_repeats: int = 10,
 ) -> dict[str, Any]:
-    sizes = {"floor": len(ensemble), "floor_effective": max(2, round(ensemble.n_effective))}
+    sizes = {"floor": len(ensemble)}
+    if ensemble.has_weights:
+        sizes["floor_effective"] = max(2, round(ensemble.n_effective))
     return {
         name: metrics.noise_floor(distance, reference, size, n_repeats, seed)
         for name, size in sizes.items()
@@ -232,6 +253,9 @@ def _floors(
 
 def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, float]:
     """Of equally weighted draws: no weights enter, so `reweighted` is after resampling."""
+    drawn = {"raw": ensemble.positions}
+    if ensemble.has_weights:
+        drawn["reweighted"] = ensemble.resample(seed=seed).positions
     system = ensemble.system
     first, second = reference.positions.tensor_split(2)
 
@@ -242,18 +266,17 @@ def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) ->
         )
 
     return {
-        "raw": distance(ensemble.positions, first),
-        "reweighted": distance(ensemble.resample(seed=seed).positions, first),
+        **{view: distance(positions, first) for view, positions in drawn.items()},
         "floor": distance(second, first),
     }
 
 
 def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str, Any]]:
     found = {
-        "raw": metrics.short_pair_occupancy(ensemble.positions),
-        "reweighted": metrics.short_pair_occupancy(ensemble.positions, ensemble.weights),
-        "reference": metrics.short_pair_occupancy(reference.positions),
+        view: metrics.short_pair_occupancy(ensemble.positions, weights)
+        for view, weights in _views(ensemble).items()
     }
+    found["reference"] = metrics.short_pair_occupancy(reference.positions)
     return {
         name: {str(count): fraction for count, fraction in occupancy.items()}
         for name, occupancy in found.items()
@@ -285,10 +308,10 @@ def _by_name(
 ) -> dict[str, dict[str, Any]]:
     """Estimates of the ensemble, raw and reweighted, beside those of the reference, by name."""
     found = {
-        "raw": estimates(groups=ensemble.groups),
-        "reweighted": estimates(weights=ensemble.weights, groups=ensemble.groups),
-        "reference": expected(),
+        view: estimates(weights=weights, groups=ensemble.groups)
+        for view, weights in _views(ensemble).items()
     }
+    found["reference"] = expected()
     return {name: {view: found[view][name] for view in found} for name in found["reference"]}
 
 
@@ -310,8 +333,7 @@ def _ramachandran_distances(
     for function in (conformations.total_variation, conformations.jensen_shannon):
         distance = partial(between, function)
         compared[function.__name__] = {
-            "raw": distance(ours, theirs),
-            "reweighted": distance(ours, theirs, ensemble.weights),
+            **{view: distance(ours, theirs, weights) for view, weights in _views(ensemble).items()},
             **_floors(distance, theirs, ensemble, seed),
         }
     return compared
@@ -322,19 +344,20 @@ def _moment_deviations(
 ) -> dict[str, dict[str, Any]]:
     """Deviations of means and standard deviations of some variables, with their floors."""
     ours, theirs = variables(ensemble.positions), variables(reference.positions)
-    raw = conformations.moment_deviations(ours, theirs)._asdict()
-    reweighted = conformations.moment_deviations(ours, theirs, ensemble.weights)._asdict()
+    found = {
+        view: conformations.moment_deviations(ours, theirs, weights)._asdict()
+        for view, weights in _views(ensemble).items()
+    }
 
     def deviation(name: str, first: Tensor, second: Tensor) -> float:
         return getattr(conformations.moment_deviations(first, second), name)
 
     return {
         name: {
-            "raw": raw[name],
-            "reweighted": reweighted[name],
+            **{view: deviations[name] for view, deviations in found.items()},
             **_floors(partial(deviation, name), theirs, ensemble, seed, n_repeats=4),
         }
-        for name in raw
+        for name in conformations.MomentDeviations._fields
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boltztilt.files import atomic_path
+from boltztilt.suggestions import did_you_mean
 from boltztilt.tilt.coupling import COUPLINGS
 
 OBJECTIVES = ("itm", "wfm", "etm")
@@ -180,9 +180,10 @@ class Recipe:
         types = {entry.name: str(entry.type) for entry in dataclasses.fields(cls)}
         for name in table:
             if name not in types:
-                near = difflib.get_close_matches(name, types, n=1)
-                hint = f" did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"recipe: unknown setting {name!r};{hint} known: {sorted(types)}")
+                raise ValueError(
+                    f"recipe: unknown setting {name!r}.{did_you_mean(name, types)} "
+                    f"Known: {', '.join(sorted(types))}"
+                )
         return cls(**{name: _as_type(name, value, types[name]) for name, value in table.items()})
 
     def to_mapping(self) -> dict[str, Any]:
