@@ -180,3 +180,42 @@ def test_memory_does_not_grow_with_the_number_of_structures(run):
     few, many, smaller_batch = (int(row[-1]) for row in rows)
     assert many < 1.3 * few
     assert smaller_batch < few
+
+
+@pytest.mark.slow
+def test_polishing_continues_one_field_in_every_way(run, tmp_path, generator):
+    """Three atoms in a well: tiny runs, whose rows are found again and not made twice."""
+    lines = ['[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffness = 2.0', "[recipe]"]
+    settings = {"n_particles": 64, "steps_per_rung": 2, "recentring_steps": 2, "batch_size": 16}
+    settings |= {"polish_particles": 32, "polish_chain_steps": 2, "rollout_steps": 2}
+    settings |= {"likelihood_batch": 8, "likelihood_solver_steps": 2}
+    lines += [f"{name} = {value}" for name, value in settings.items()]
+    lines += ["[recipe.network]", 'kind = "local_density"', "n_hidden = 4", "n_channels = 2"]
+    (tmp_path / "well.toml").write_text("\n".join(lines))
+    system = load_system(tmp_path / "well.toml")
+    positions = system.potential.sample(40, generator)
+    energies = system.potential.energy(positions).double()
+    reference = Reference(positions, energies, system).save(tmp_path / "reference.npz")
+    words = (tmp_path / "well.toml", "--reference", reference, "--out", tmp_path / "kept")
+    words += ("-n", 20, "--start", 0.03, "--minutes", 0.002, "--chains", 32, "--threads", 1)
+    text = run("polishing", *words)
+    for name in ("start aligned", "exact weights", "likelihood", "target score"):
+        assert figures(text, name)[2].endswith("%")
+    assert run("polishing", *words).splitlines()[-9:] == text.splitlines()[-9:]
+
+
+def test_targets_informed_by_forces_have_the_mean_of_the_usual_ones(benchmark_module, generator):
+    """A Gaussian target, where b(t, x) is known: both targets regress on it, the second closer."""
+    module = benchmark_module("polishing")
+    n, stiffness, time = 20_000, 4.0, 0.8
+    starts, noise = torch.randn(2, n, 1, 3, generator=generator)
+    ends = noise / stiffness**0.5
+    pairs = module["Pairs"](starts, ends, torch.ones(n))
+    bridge = module["interpolate"](pairs, torch.full((n,), time))
+    informed = module["force_informed"](bridge, -stiffness * ends, 1.0)
+    variance = (1 - time) ** 2 + time**2 / stiffness
+    exact = (time / stiffness - (1 - time)) / variance * bridge.positions
+    usual, better = bridge.rates - exact, informed.rates - exact
+    error = better.square().mean().sqrt() / n**0.5
+    assert ((better * bridge.positions).mean() / error).abs() < 4
+    assert better.square().mean() < 0.7 * usual.square().mean()
