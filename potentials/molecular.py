@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from boltztilt.energy import Potential
 from boltztilt.networks.compilation import compiled_for
+from boltztilt.parallel import in_threads
 from boltztilt.potentials.force_terms import Term, total
 from boltztilt.potentials.openmm_potential import (
     OpenMMPotential,
@@ -115,13 +118,15 @@ class ForceFieldPotential(Potential):
         """Returns what a function gives for every part, compiled if wanted."""
         self._n_evaluated += len(positions)
         expected = self._n_evaluated > WORTH_COMPILING
-        if not (expected if self.compile is None else self.compile):
-            return [function(part) for part in self._parts(positions)]
-        key = (function, positions.device.type)
-        if key not in self._compiled:
-            self._compiled[key] = compiled_for(function, positions.device)
-        with torch.no_grad():
-            return [self._compiled[key](part) for part in self._parts(positions, equal=True)]
+        compile = expected if self.compile is None else self.compile
+        if compile:
+            key = (function, positions.device.type)
+            if key not in self._compiled:
+                self._compiled[key] = compiled_for(function, positions.device)
+            function = self._compiled[key]
+        parts = self._parts(positions, equal=compile)
+        tasks = [partial(_without_graph, function, part) for part in parts]
+        return list(in_threads(tasks, positions.device))
 
     def _part_energy(self, positions: Float[Tensor, "part atoms 3"]) -> Float[Tensor, "part"]:
         return total([term.energy(positions) for term in self.terms])
@@ -145,12 +150,16 @@ class ForceFieldPotential(Potential):
         if torch.get_float32_matmul_precision() != "highest":
             positions = positions.double()
         values = PAIR_VALUES.get(positions.device.type, PAIR_VALUES["cuda"])
-        if positions.device.type == "cpu":
-            values *= torch.get_num_threads()
         n_pairs = self.n_atoms * (self.n_atoms - 1) // 2
-        size = VECTOR * max(values // (VECTOR * n_pairs), 1)
+        size = max(VECTOR, 2 ** int(math.log2(max(values / n_pairs, 1))))  # divides most batches
         if equal and len(positions) % size:
             missing = size - len(positions) % size
             positions = torch.cat([positions, positions[-1:].expand(missing, -1, -1)])
         parts = positions.split(size)
         return [part.permute(1, 2, 0).contiguous().permute(2, 0, 1) for part in parts]
+
+
+def _without_graph(function: Callable, positions: Tensor) -> Any:
+    """What the function returns, without a graph, in whatever thread it runs."""
+    with torch.no_grad():
+        return function(positions)

@@ -177,9 +177,12 @@ def test_solvent_of_an_atom_inside_another_agrees(name):
     assert force_deviation(force, expected_force) < 1e-9
 
 
-def test_large_batch_equals_its_parts():
-    frames = distorted(700, 0.01)
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_large_batch_equals_its_parts(n_threads):
+    frames, before = distorted(700, 0.01), torch.get_num_threads()
+    torch.set_num_threads(n_threads)
     energy, force = translated("obc").energy_and_force(frames)
+    torch.set_num_threads(before)
     single = [translated("obc").energy_and_force(frame[None]) for frame in frames[::50]]
     torch.testing.assert_close(energy[::50], torch.cat([energy for energy, _ in single]))
     torch.testing.assert_close(force[::50], torch.cat([force for _, force in single]))
