@@ -71,7 +71,7 @@ def test_errors_over_groups_see_common_ancestors():
 
     system = System("valley", CallablePotential(valley, 2, 2))
     ensemble = anneal(system, 4096, n_per_group=32, **POOR)
-    naive = replace(ensemble, groups=None)
+    naive = replace(ensemble, groups=None, info={})
     soft, too_sure = (each.mean(lambda x: x[..., 1].square().sum(1)) for each in (ensemble, naive))
     assert soft.error > 1.5 * too_sure.error
     assert abs(z_score(soft, 1.0)) < 3.5
