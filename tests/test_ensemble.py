@@ -325,8 +325,16 @@ def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
 
 @pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
 def test_refinement_takes_the_steps_it_is_given(n_steps):
-    stages = refinement(n_steps)
-    assert sum(number * length for number, length in stages) == n_steps
+    for stages in (refinement(n_steps), refinement(n_steps, 55)):
+        assert sum(number * length for number, length in stages) == n_steps
+
+
+def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator):
+    """Of 500 steps 165 are in short trajectories, then 6 of 55 come in place of 19 of 17."""
+    ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
+    assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 6 of 3 and one of 42: two stages
+    assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
+    assert [length for _, length in refinement(500)] == [3, 17, 12]
 
 
 def test_refinement_without_steps_is_refused():

@@ -15,6 +15,9 @@ from boltztilt.systems.system import System
 SHORT_TRAJECTORY, LONG_TRAJECTORY = 3, 17
 """Leapfrog steps: measured on LJ-55, where 200 steps of MALA leave four times the energy W2."""
 
+LONG_TRAJECTORY_OF_BONDS = 55
+"""The same for bases that hold bonds together: stiff bonds keep steps short, torsions are slow."""
+
 
 class Refined(NamedTuple):
     """Structures after refinement, and what it took."""
@@ -41,7 +44,8 @@ def refined(
     potential = CountedPotential(system.potential)
     generator = torch.Generator().manual_seed(seed)
     step_size = system.base_std / 50 if step_size is None else step_size
-    stages = refinement(n_steps)
+    long = LONG_TRAJECTORY_OF_BONDS if system.base_kind == "bonds" else LONG_TRAJECTORY
+    stages = refinement(n_steps, long)
     n_accepted = 0.0
     states = []
     for batch in positions.split(batch_size):
@@ -60,10 +64,11 @@ def refined(
     )
 
 
-def refinement(n_steps: int) -> list[tuple[int, int]]:
+def refinement(n_steps: int, long: int = LONG_TRAJECTORY) -> list[tuple[int, int]]:
     """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
 
-    A third of the steps go to short trajectories; what the long ones leave over is one more.
+    A third of the steps go to short trajectories; what those of `long` steps leave over is one
+    more.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; refine with at least 1 step")
@@ -71,7 +76,7 @@ def refinement(n_steps: int) -> list[tuple[int, int]]:
     left = n_steps - n_short * SHORT_TRAJECTORY
     stages = [
         (n_short, SHORT_TRAJECTORY),
-        (left // LONG_TRAJECTORY, LONG_TRAJECTORY),
-        (1, left % LONG_TRAJECTORY),
+        (left // long, long),
+        (1, left % long),
     ]
     return [(number, length) for number, length in stages if number > 0 and length > 0]
