@@ -29,7 +29,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from ablation import judge
+from ablation import UNTIL_TIME_IS_UP, judge
 from conditions import arguments, begin, row
 from measurement import Table
 from torch import Tensor
@@ -38,12 +38,11 @@ import boltztilt
 from boltztilt.analysis.reference import Reference
 from boltztilt.checkpoint import load_state
 from boltztilt.report import write_report
-from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.annealing import anneal
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 from boltztilt.tilt.losses import Losses, Share
-from boltztilt.tilt.population import rollouts
+from boltztilt.tilt.population import resample, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import matching_loss
 from boltztilt.tilt.run import TrainingRun, state_path
@@ -56,7 +55,6 @@ N_ROLLOUTS = 1024
 EARLIEST = 0.1
 """Times before which forces tell nothing: their share there would be negligible."""
 
-UNTIL_TIME_IS_UP = {"polish_steps": 10**9, "decay_from": 1.0, "likelihood_steps": 0}
 HEADINGS = ("row", "updates", "CPU s", "ESS", "KL(q|p)", "KL(p|q)", "W2 raw", "W2 rew.")
 
 
@@ -77,8 +75,7 @@ class ExactWeightRun(TrainingRun):
         )
         log_weights = -self.potential.energy(drawn).double() - log_density
         log_weights = torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
-        chosen = systematic_resampling(log_weights.softmax(0)[None], N_ROLLOUTS, generator)[0]
-        self.particles = drawn[chosen]
+        self.particles = drawn[resample(log_weights.softmax(0), generator)]
 
 
 class TargetScoreLosses(Losses):

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
-from boltztilt.systems.molecule import DISTORTION, Molecule
 from boltztilt.systems.system import System
 
 Transform = Callable[[Tensor], Tensor]
@@ -47,7 +46,7 @@ def check_potential(
     if isinstance(target, System):
         potential, species = target.potential, species or target.species
         if positions is None and target.molecule is not None:
-            positions = jittered_structure(target.molecule, generator)
+            positions = target.molecule.distorted(4, generator)
     if not isinstance(potential, Potential):
         raise TypeError(
             f"check_potential got a {type(target).__name__}: give a Potential, a System, or a "
@@ -86,15 +85,6 @@ def jittered_lattice(
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     positions = spacing * (sites + 0.1 * noise)
     return positions - positions.mean(1, keepdim=True)
-
-
-def jittered_structure(
-    molecule: Molecule, generator: torch.Generator, n: int = 4
-) -> Float[Tensor, "batch atoms dims"]:
-    """Returns n copies of a molecule's structure, its atoms moved by `DISTORTION` (nm)."""
-    shape = (n, molecule.n_atoms, 3)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return molecule.structure.double() + DISTORTION * noise
 
 
 def random_rotation(

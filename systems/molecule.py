@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from boltztilt.energy import Potential
@@ -190,6 +190,12 @@ class Molecule:
         mirrored = self.inverted_centres(positions)[:, :1].any(dim=1)
         return torch.where(mirrored[:, None, None], -positions, positions), mirrored
 
+    def distorted(self, n: int, generator: torch.Generator) -> Float64[Tensor, "n atoms 3"]:
+        """`n` copies of the structure, each atom moved by `DISTORTION` on every axis."""
+        shape = (n, self.n_atoms, 3)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return self.structure.double() + DISTORTION * noise
+
     def roles(self, potential: Potential) -> tuple[int, ...]:
         """One integer per atom, the same for atoms whose exchange leaves the energy unchanged.
 
@@ -198,9 +204,7 @@ class Molecule:
         energy itself decides, on distorted structures.
         """
         roles = list(range(self.n_atoms))
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(4, self.n_atoms, 3, generator=generator, dtype=torch.float64)
-        structures = self.structure.double() + DISTORTION * noise
+        structures = self.distorted(4, torch.Generator().manual_seed(0))
         energies = potential.energy(structures)
         for first in range(self.n_atoms):
             for second in range(first + 1, self.n_atoms):

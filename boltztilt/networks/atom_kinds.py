@@ -36,6 +36,10 @@ class Pairing(NamedTuple):
     bonds: Int[Tensor, "atoms atoms"]
     spreads: Float[Tensor, "atoms atoms"]
 
+    def roles(self) -> Int[Tensor, "atoms"]:
+        """The species of the atoms, numbered from 0 in ascending order."""
+        return torch.tensor(self.species).unique(return_inverse=True)[1]
+
 
 class AtomKinds(nn.Module):
     """Tables of a field for distinguishable atoms; pairs of the same two species share a row.
@@ -52,13 +56,12 @@ class AtomKinds(nn.Module):
 
     def __init__(self, pairing: Pairing, n_hidden: int, n_densities: int) -> None:
         super().__init__()
-        roles = sorted(set(pairing.species))
-        number = {role: i for i, role in enumerate(roles)}
-        of_atom = torch.tensor([number[role] for role in pairing.species])
+        of_atom = pairing.roles()
+        n_roles = int(of_atom.max()) + 1
         low = torch.minimum(of_atom[:, None], of_atom)
         high = torch.maximum(of_atom[:, None], of_atom)
         first, second = torch.triu_indices(len(of_atom), len(of_atom), offset=1)
-        names, of_pair = torch.unique((low * len(roles) + high)[first, second], return_inverse=True)
+        names, of_pair = torch.unique((low * n_roles + high)[first, second], return_inverse=True)
         table = torch.zeros(len(of_atom), len(of_atom), dtype=torch.long)
         table[first, second] = table[second, first] = of_pair
         self.register_buffer("of_atom", of_atom, persistent=False)
@@ -77,7 +80,7 @@ class AtomKinds(nn.Module):
         self.density_scales = nn.Parameter(1 + 0.5 * torch.randn(len(names), n_densities))
         self.edge_shifts = nn.Parameter(0.3 * torch.randn(len(names), n_hidden))
         self.edge_gates = nn.Parameter(torch.zeros(len(names), n_hidden))
-        self.node_shifts = nn.Parameter(0.3 * torch.randn(len(roles), n_hidden))
+        self.node_shifts = nn.Parameter(0.3 * torch.randn(n_roles, n_hidden))
 
     def pairs(self, layout: PairLayout) -> Int[Tensor, "*batch pairs"]:
         """The kind of every pair of a layout."""

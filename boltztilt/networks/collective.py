@@ -64,7 +64,7 @@ class CollectiveField(nn.Module):
 
     def __init__(self, pairing: Pairing, width: int) -> None:
         super().__init__()
-        of_atom = torch.tensor(pairing.species).unique(return_inverse=True)[1]
+        of_atom = pairing.roles()
         members = one_hot(of_atom).double().T
         modes = widest_modes(pairing.spreads.double(), members)
         n_roles, n_vectors = modes.shape

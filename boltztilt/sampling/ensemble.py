@@ -294,8 +294,8 @@ class Ensemble:
                 report["n_independent"] = self.n_independent
             report["log_z"] = self.log_z
             report["elbo"] = self.elbo
-        if self.cautions:
-            report["cautions"] = self.cautions
+        if cautions := self.cautions:
+            report["cautions"] = cautions
         return report
 
     def save(self, path: str | Path, overwrite: bool = False) -> list[Path]:
