@@ -1,5 +1,6 @@
 """Compiling a network, and doing without where that is impossible."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,33 @@ for found, case in zip(in_threads(tasks, torch.device("cpu")), cases, strict=Tru
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     assert max(each.abs().max() for each in expected if each is not None) > 0.01
 """
+
+
+# a compiler that refuses everything, as where headers are missing
+FAILURE = """
+import warnings
+import torch
+from boltztilt.networks.compilation import compiled
+from boltztilt.networks.perceptron import Perceptron
+
+field = Perceptron(n_atoms=2, n_dims=2, n_hidden=8)
+torch.nn.init.normal_(field.layers[-1].weight)
+times, positions = torch.tensor([0.1, 0.8]), torch.randn(2, 2, 2)
+found = compiled(field, field, wanted=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        assert torch.equal(found(times, positions), field(times, positions))
+messages = [str(each.message) for each in caught if "torch.compile failed" in str(each.message)]
+assert len(messages) == 1 and "compile = false" in messages[0], messages
+"""
+
+
+def test_failing_compiler_warns_once_and_goes_on_without(tmp_path):
+    environment = os.environ | {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FAILURE]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
     # on a processor each thread runs the whole function alone, and must not hold Python's lock
     options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
-    return cast(Compilable, Compiled(torch.compile(function, dynamic=False, options=options)))
+    fast = torch.compile(function, dynamic=False, options=options)
+    return cast(Compilable, Compiled(fast, function))
 
 
 class Compiled:
@@ -54,22 +55,38 @@ class Compiled:
     It compiles on the first call with each kind of inputs, and its gradient on the first backward
     pass, which traces Python's functions for the whole process: no other thread may use any of
     them meanwhile. So the task that makes a first call finishes alone, its backward pass included.
+    If that call cannot be compiled, the plain function takes over, with a warning.
     """
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, plain: Callable) -> None:
         self.function = function
+        self.plain = plain
         self.seen: set[tuple] = set()
 
     def __call__(self, *inputs: Tensor) -> Any:
         kind = (torch.is_grad_enabled(), torch.get_num_threads(), *map(_kind, inputs))
-        if kind not in self.seen:
-            finish_alone()
-        result = self.function(*inputs)
+        if kind in self.seen:
+            return self.function(*inputs)
+        finish_alone()
+        try:
+            result = self.function(*inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.function = self.plain
+            warnings.warn(_failure(error), stacklevel=2)
+            result = self.function(*inputs)
         self.seen.add(kind)
         return result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.function, name)
+
+
+def _failure(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[:3]
+    return (
+        f"torch.compile failed ({' '.join(reason)}): going on without it, at half the speed or "
+        "less; check the C++ compiler, or set compile = false"
+    )
 
 
 def _kind(values: Tensor) -> tuple:
