@@ -11,6 +11,7 @@ from boltztilt.analysis.dynamics import Langevin
 from boltztilt.analysis.molecular_reference import (
     Tempered,
     blocks,
+    chosen_starts,
     compare,
     correct,
     deviation,
@@ -76,10 +77,28 @@ def test_replica_exchange_agrees(made, tempered):
     assert made.info["tempering_exchanged"] > 0.5
 
 
-def test_replicas_start_at_independent_structures_of_the_target(tempered):
-    energies = water().potential.energy(tempered.starts).double()
-    assert len(energies.unique()) == len(energies)
-    assert z_score(Estimate(float(energies.mean()), math.sqrt(1.5 / len(energies))), 1.5) < 3.5
+def test_replicas_start_at_different_structures_of_the_target(tempered):
+    starts = tempered.starts
+    energies = water().potential.energy(starts.flatten(0, 1)).double().reshape(starts.shape[:2])
+    assert energies.shape[1] > 3
+    assert len(energies.unique()) == energies.numel()
+    means = energies.mean(dim=1)
+    error = float(means.std()) / math.sqrt(len(means))
+    assert z_score(Estimate(float(means.mean()), error), 1.5) < 3.5
+
+
+def test_starts_of_all_ladders_are_used_before_a_second_of_any():
+    starts = torch.arange(24.0).reshape(4, 6, 1, 1).expand(4, 6, 1, 3)
+    assert chosen_starts(starts, 100).shape[:2] == (4, 6)
+    found = chosen_starts(starts, 11)[..., 0]
+    assert found.tolist() == [[[4], [5]], [[10], [11]], [[16], [17]], [[22], [23]]]
+    assert chosen_starts(starts, 3)[..., 0].tolist() == [[[5]], [[11]], [[17]]]
+
+
+def test_replicas_of_one_ladder_count_as_one_chain(made, tempered):
+    n_ladders, n_starts = tempered.starts.shape[:2]
+    assert made.info["n_replicas"] == n_ladders * n_starts
+    assert made.info["n_frames"] == math.ceil(2000 / (n_ladders * n_starts))
 
 
 def test_tempered_round_trip(tempered, tmp_path):
@@ -93,7 +112,7 @@ def test_correction_brings_bonds_of_another_energy_to_the_target(made, generator
     stretched = water(stretch=1.02)
     frames = made.positions[:1000].reshape(4, 250, 3, 3)
     before = stretched.potential.energy(frames.flatten(0, 1)).mean()
-    _, energies, _ = correct(stretched.potential, frames, generator)
+    _, energies, _ = correct(stretched, frames, generator)
     assert float(before) > 1.8
     error = float(energies.std()) / math.sqrt(energies.numel())
     assert abs(float(energies.mean()) - 1.5) < 3.5 * error

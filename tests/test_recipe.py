@@ -20,6 +20,7 @@ BAD_VALUES = {
     "rungs_per_rollout": 0,
     "rollout_steps": 0,
     "steps_per_rung": 0,
+    "start_from": "lj13",
     "first_rung_factor": 0.0,
     "polish_particles": 0,
     "polish_refresh": 0,
@@ -66,7 +67,7 @@ def test_wrong_type_is_refused_by_name(name):
 
 
 def test_every_numeric_setting_has_a_bad_value():
-    free = {"network", "exact_weights", "compile"}
+    free = {"network", "exact_weights", "likelihood_forces", "compile"}
     assert {entry.name for entry in dataclasses.fields(Recipe)} - free == set(BAD_VALUES)
 
 

@@ -1,5 +1,6 @@
 """Losses of one update: which points, which weights, and which objectives are refused."""
 
+import copy
 import math
 
 import pytest
@@ -22,6 +23,7 @@ from boltztilt.tilt.regression import (
     draw_grid,
     likelihood_loss,
     matching_loss,
+    path_loss,
     refuse_explicit_on_singular_core,
     tilting_loss,
 )
@@ -78,6 +80,57 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
         best, best.velocity_and_divergence, particles, BASE, draw_grid(20, 1.6, generator)
     ).backward()
     assert abs(best.scale.grad) < 1e-3
+
+
+def path_and_total_gradients(field, particles, base, potential, n_steps, per_batch):
+    """Gradients of -log q by its two estimators, batch by batch."""
+    exact = field.velocity_and_divergence
+    frozen = copy.deepcopy(field).requires_grad_(False)
+    times = warped_grid(n_steps).flip(0)
+    parameters = list(field.parameters())
+    gradients = []
+    for batch in particles.split(per_batch):
+        forces = potential.energy_and_force(batch)[1]
+        rates = frozen.velocity_and_divergence
+        losses = (
+            path_loss(field, frozen, rates, batch, forces, base, times),
+            likelihood_loss(field, exact, batch, base, times),
+        )
+        torch.testing.assert_close(*(loss.detach() for loss in losses), atol=1e-4, rtol=1e-4)
+        gradients.append(
+            torch.stack([
+                torch.cat([
+                    part.flatten()
+                    for part in torch.autograd.grad(
+                        loss, parameters, allow_unused=True, materialize_grads=True
+                    )
+                ])
+                for loss in losses
+            ])
+        )
+    return torch.stack(gradients).unbind(dim=1)
+
+
+def test_gradient_along_paths_vanishes_for_each_particle_where_the_flow_is_exact(generator):
+    width = 1.7
+    field, target = Scaled(math.log(width)).double(), Harmonic(4, 1 / width**2)
+    particles = width * BASE.sample(20, generator).double()
+    path, total = path_and_total_gradients(field, particles, BASE, target, 12, 1)
+    assert path.abs().max() < 1e-3
+    assert total.std() > 1
+
+
+def test_gradient_along_paths_has_the_mean_of_the_gradient_of_the_likelihood(generator):
+    field = LocalDensityField(n_hidden=4, n_channels=2, max_degree=1, n_radial=6).double()
+    torch.nn.init.normal_(field.output, std=0.3)
+    target = Harmonic(4, 1.5)
+    particles = BASE.sample(1000, generator).double() / 1.5**0.5
+    path, total = path_and_total_gradients(field, particles, BASE, target, 6, 50)
+    difference, noise = path - total, len(path) ** -0.5
+    error = difference.std(dim=0) * noise
+    z = (difference.mean(dim=0) / error)[error > 1e-9]
+    assert z.abs().max() < 4
+    assert path.mean(dim=0).norm() > 3 * noise * path.std(dim=0).norm()
 
 
 def test_anchor_is_the_distance_between_two_fields(generator):

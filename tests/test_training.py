@@ -323,6 +323,33 @@ def test_particles_carried_from_rung_to_rung_resume_exactly(tmp_path):
     assert_same(result(tmp_path / "whole"), result(tmp_path / "cut"))
 
 
+def test_polishing_begins_with_the_field_of_another_sampler(tmp_path):
+    """A field of clusters does not depend on their size; it stays as it is at a rate of zero."""
+    network = {"kind": "local_density", "n_hidden": 4, "n_channels": 2, "max_degree": 1}
+    settings = {**SMALL, "network": network}
+    small = train(System("small", Harmonic(3)), tmp_path / "small", **settings)
+    settings |= {"start_from": str(tmp_path / "small"), "steps_per_rung": 0}
+    large = System("large", Harmonic(5, 3.0))
+    settings |= {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
+    made = train(large, **settings)
+    assert made.metadata["a"] == 1.0 and made.metadata["n_rungs"] > 1
+    assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]
+    for name, weight in small.field.state_dict().items():
+        torch.testing.assert_close(made.field.state_dict()[name], weight)
+    with pytest.raises(ValueError, match="start_from = .* does not fit one made with"):
+        train(large, **{**settings, "network": {**network, "n_hidden": 5}})
+
+
+def test_likelihood_by_forces_resumes_exactly(tmp_path):
+    """Along paths the likelihood learns through a copy of the field, which no file keeps."""
+    settings = {**SMALL, "likelihood_forces": True, "likelihood_anchor": 0.0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(cluster(), whole, **settings)
+    train(cluster(), parts, max_minutes=0.0, **settings)
+    finish(cluster(), parts)
+    assert_same(result(parts), result(whole))
+
+
 def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(monkeypatch):
     """Updates differ by rounding only when memory allows 3 structures at once."""
     settings = {**SMALL, "polish_steps": 2, "batch_size": 12, "likelihood_steps": 2}

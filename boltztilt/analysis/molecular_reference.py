@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from boltztilt.analysis.reference import (
     slow_observables,
 )
 from boltztilt.checkpoint import load_state, save_state
-from boltztilt.energy import CountedPotential, Potential
+from boltztilt.energy import CountedPotential
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
@@ -39,12 +40,12 @@ from boltztilt.sampling.tempering import (
 from boltztilt.systems.system import System
 
 N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
-FIRST_STEP = 0.002  # nm
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
 HOTTEST = 3.0  # of the temperature of the target
-N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 2000  # 270 chains fill one compiled batch
-TEMPERING_LEAPFROG, BURN_IN = 20, 0.2
+N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 8000  # 270 chains fill one compiled batch
+TEMPERING_LEAPFROG, BURN_IN = 20, 0.25  # alanine dipeptide forgets its start in 1,000 rounds
+STARTS_PER_LADDER = 10
 OBSERVED_EVERY = 4  # rounds; even, for exchanges take turns
 
 
@@ -53,12 +54,12 @@ class Tempered:
     """What replica exchange found.
 
     Attributes:
-        starts: one structure of the target from each ladder.
+        starts: structures of the target from each ladder, evenly spaced over its rounds.
         averages: of the slow observables, with errors over the independent ladders.
         info: how it was made.
     """
 
-    starts: Float[Tensor, "ladders atoms 3"]
+    starts: Float[Tensor, "ladders starts atoms 3"]
     averages: dict[str, Estimate]
     info: dict[str, Any]
 
@@ -90,8 +91,9 @@ def make_molecular_reference(
 
     Replicas start at structures that replica exchange drew from the target, because dynamics may
     never leave a basin: alanine dipeptide that was cooled into phi > 0 stays there for
-    nanoseconds. Frames therefore follow the target however slow the dynamics is; the spread of
-    the replicas shows in the errors, and an r_hat far from 1 where basins were not left.
+    nanoseconds. Frames therefore follow the target however slow the dynamics is. Replicas from
+    the same ladder count as one chain: the spread of the independent ladders shows in the errors,
+    and an r_hat far from 1 where basins were not left.
 
     The frames are then moved by a few Hamiltonian trajectories with Metropolis acceptance. These
     leave the target unchanged, so that bonds and angles follow it without the error of the time
@@ -109,11 +111,12 @@ def make_molecular_reference(
     if n_samples < 4:
         raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
     settings = settings or Langevin()
-    starts = tempered.starts[: n_samples // 2]
+    starts = chosen_starts(tempered.starts, n_samples // 2)
+    n_ladders, n_replicas = len(starts), starts.shape[0] * starts.shape[1]
     frames = run_replicas(
         source,
-        starts,
-        math.ceil(n_samples / len(starts)),
+        starts.flatten(0, 1),
+        math.ceil(n_samples / n_replicas),
         seed,
         settings,
         Path(state_path) if state_path else None,
@@ -121,16 +124,15 @@ def make_molecular_reference(
         progress,
     )
     generator = torch.Generator().manual_seed(seed)
-    potential = CountedPotential(system.potential)
-    positions, energies, correction = correct(potential, frames, generator)
+    chains = frames.reshape(n_ladders, -1, *frames.shape[2:])
+    positions, energies, correction = correct(system, chains, generator)
     info = {
         "method": "Langevin dynamics, corrected by Hamiltonian Monte Carlo",
         "seed": seed,
-        "n_replicas": len(starts),
+        "n_replicas": n_replicas,
         "n_frames": frames.shape[1],
         **asdict(settings),
         **correction,
-        "n_energy": potential.n_energy,
         "wall_time": time.perf_counter() - started,
         **tempered.info,
     }
@@ -140,6 +142,15 @@ def make_molecular_reference(
     return Reference(
         positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
     )
+
+
+def chosen_starts(
+    starts: Float[Tensor, "ladders starts atoms 3"], at_most: int
+) -> Float[Tensor, "fewer_ladders fewer_starts atoms 3"]:
+    """As many of the starts as wanted or less: the last ones of each ladder, of all if possible."""
+    n_ladders = min(len(starts), at_most)
+    n_starts = min(starts.shape[1], at_most // n_ladders)
+    return starts[:n_ladders, -n_starts:]
 
 
 def check_source(system: System) -> OpenMMSource:
@@ -157,26 +168,40 @@ def check_source(system: System) -> OpenMMSource:
 
 
 def correct(
-    potential: Potential,
-    frames: Float[Tensor, "replicas frames atoms 3"],
+    system: System,
+    frames: Float[Tensor, "chains frames atoms 3"],
     generator: torch.Generator,
-) -> tuple[Tensor, Float64[Tensor, "replicas frames"], dict[str, Any]]:
+) -> tuple[Tensor, Float64[Tensor, "chains frames"], dict[str, Any]]:
     """Frames after Hamiltonian trajectories at the target, their energies, and how they moved.
 
     The step size is adapted on copies that are thrown away: a step that follows the chains would
     not leave the target exactly unchanged.
     """
+    potential = CountedPotential(system.potential)
+    move = partial(
+        hmc,
+        potential,
+        n_leapfrog=N_LEAPFROG,
+        generator=generator,
+        scale=system.base.mode_scale,
+    )
     flat = frames.flatten(0, 1)
     chosen = torch.randint(len(flat), (min(len(flat), 256),), generator=generator)
-    pilot = hmc(potential, flat[chosen], N_ADAPTING, FIRST_STEP, N_LEAPFROG, generator)
-    states = [
-        hmc(potential, part, N_CORRECTIONS, pilot.step_size, N_LEAPFROG, generator, adapt=False)
-        for part in flat.split(BATCH)
-    ]
+    step_size = move(flat[chosen], N_ADAPTING, first_step(system)).step_size
+    states = [move(part, N_CORRECTIONS, step_size, adapt=False) for part in flat.split(BATCH)]
     positions = torch.cat([state.positions for state in states]).reshape(frames.shape)
     energies = torch.cat([state.energies for state in states]).reshape(frames.shape[:2])
-    moved = {"correction_step": pilot.step_size, "correction_acceptance": states[0].acceptance}
-    return positions, energies, moved
+    info = {
+        "correction_step": step_size,
+        "correction_acceptance": states[0].acceptance,
+        "n_energy": potential.n_energy,
+    }
+    return positions, energies, info
+
+
+def first_step(system: System) -> float:
+    """A step of Hamiltonian trajectories, in nm, for adaptation to begin with."""
+    return system.base_std / 50
 
 
 def check_dynamics(
@@ -230,27 +255,24 @@ def temper(
 ) -> Tempered:
     """Structures and averages of the target by replica exchange up to three times its temperature.
 
-    Every ladder starts at the molecule's structure; the first fifth of the rounds is left out.
+    Every ladder starts at the molecule's structure; the first quarter of the rounds is left out.
     """
     molecule_source = check_source(system)
     if n_rounds < 10:
         raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
     assert system.molecule is not None
     started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    potential = system.potential
+    potential, scale = system.potential, system.base.mode_scale
     betas = geometric_betas(HOTTEST, N_TEMPERATURES)
     structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
-    chains = start_ladders(
-        potential, structures, betas, FIRST_STEP, N_ADAPTING, TEMPERING_LEAPFROG, generator
-    )
-    series, exchanged = [], []
+    settings = (TEMPERING_LEAPFROG, generator, scale)
+    chains = start_ladders(potential, structures, betas, first_step(system), N_ADAPTING, *settings)
+    series, exchanged, seen = [], [], []
     for done in range(0, n_rounds, OBSERVED_EVERY):
-        chains = replica_exchange(
-            potential, chains, betas, OBSERVED_EVERY, TEMPERING_LEAPFROG, generator
-        )
+        chains = replica_exchange(potential, chains, betas, OBSERVED_EVERY, *settings)
         if done >= BURN_IN * n_rounds:
-            target = chains.positions[:, 0], chains.energies[:, 0]
-            series.append(molecular_observables(system, *target))
+            seen.append(chains.positions[:, 0])
+            series.append(molecular_observables(system, seen[-1], chains.energies[:, 0]))
             exchanged.append(chains.exchanged)
         if progress is not None:
             progress(min(done + OBSERVED_EVERY, n_rounds), n_rounds)
@@ -264,7 +286,9 @@ def temper(
         "tempering_exchanged": float(torch.tensor(exchanged).mean(dim=0).min()),
         "tempering_time": time.perf_counter() - started,
     }
-    return Tempered(chains.positions[:, 0].clone(), averages, info)
+    n_starts = min(STARTS_PER_LADDER, len(seen))
+    starts = [seen[len(seen) * (k + 1) // n_starts - 1] for k in range(n_starts)]
+    return Tempered(torch.stack(starts, dim=1), averages, info)
 
 
 def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -254,7 +254,7 @@ class Sampler:
             FileNotFoundError: there are no weights at the target.
             ValueError: the file is damaged or foreign, or belongs to another system.
         """
-        path, kept = _weights_and_system(target)
+        path, kept = find_weights(target)
         weights, metadata = load_weights(path)
         try:
             trained_for, network = metadata["system"], metadata["recipe"]["network"]
@@ -332,7 +332,7 @@ def _flow_padded(rates: _Rates, batch: Tensor, size: int, *settings: Any) -> Flo
     return FlowResult(result.positions[:n], result.log_density_change[:n])
 
 
-def _weights_and_system(target: str | Path | System) -> tuple[Path, System | None]:
+def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
     """The weights file meant by a system, name or path, and the system they belong to, if known."""
     if isinstance(target, System):
         return shipped_weights(target), target

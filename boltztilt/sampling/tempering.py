@@ -59,6 +59,7 @@ def replica_exchange(
     n_rounds: int,
     n_leapfrog: int,
     generator: torch.Generator,
+    scale: Float[Tensor, "atoms atoms"] | None = None,
 ) -> TemperedChains:
     """Chains after `n_rounds` of one Hamiltonian trajectory and one exchange each.
 
@@ -68,6 +69,7 @@ def replica_exchange(
 
     Args:
         betas: target's temperature over that of each chain; the first is 1, the rest smaller.
+        scale: of the momenta, see `mcmc.hmc`.
 
     Reference: Sugita & Okamoto (1999), doi:10.1016/S0009-2614(99)01123-9, equation 17; the order
         of exchanges: Syed et al. (2022), doi:10.1111/rssb.12464.
@@ -78,7 +80,8 @@ def replica_exchange(
     accepted, tried = torch.zeros(2, len(betas) - 1)
     for round_ in range(n_rounds):
         flat = chains.positions.flatten(0, 1)
-        state = hmc(scaled, flat, 1, chains.step_size, n_leapfrog, generator, adapt=False)
+        settings = (1, chains.step_size, n_leapfrog, generator)
+        state = hmc(scaled, flat, *settings, adapt=False, scale=scale)
         energies = state.energies.reshape(shape[:2]) / betas
         order, swapped = exchange(energies, betas, round_ % 2, generator)
         accepted += swapped.float().mean(dim=0)
@@ -101,6 +104,7 @@ def start_ladders(
     n_adapting: int,
     n_leapfrog: int,
     generator: torch.Generator,
+    scale: Float[Tensor, "atoms atoms"] | None = None,
 ) -> TemperedChains:
     """Ladders whose chains start at one structure, after trajectories that adapt the step size.
 
@@ -109,7 +113,7 @@ def start_ladders(
     check_betas(betas)
     flat = positions.repeat_interleave(len(betas), dim=0)
     scaled = ScaledPotential(potential, betas)
-    state = hmc(scaled, flat, n_adapting, step_size, n_leapfrog, generator)
+    state = hmc(scaled, flat, n_adapting, step_size, n_leapfrog, generator, scale=scale)
     shape = (len(positions), len(betas))
     energies = state.energies.reshape(shape) / betas
     return TemperedChains(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from boltztilt.energy import Potential
 from boltztilt.parallel import in_threads, structures_per_share
 from boltztilt.sampling.flow import Rates, Velocity
 from boltztilt.systems.system import System
@@ -22,6 +23,7 @@ from boltztilt.tilt.regression import (
     draw_grid,
     likelihood_loss,
     matching_loss,
+    path_loss,
     tilting_loss,
 )
 
@@ -43,13 +45,17 @@ class Losses:
     Attributes:
         velocity, rates: of the field that is trained.
         old_velocity: of the field that it started from.
+        frozen, frozen_rates: of a copy of the field whose parameters need no gradient.
     """
 
     system: System
+    potential: Potential
     recipe: Recipe
     velocity: Velocity
     rates: Rates
     old_velocity: Velocity
+    frozen: Velocity
+    frozen_rates: Rates
     generator: torch.Generator
     device: torch.device
     species: Tensor = field(init=False)
@@ -93,15 +99,20 @@ class Losses:
         )
         evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
         size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
-        fields = (self.velocity, self.rates)
         losses = [
-            Share(
-                len(part) / n,
-                partial(likelihood_loss, *fields, particles[part], self.system.base, times),
-            )
+            Share(len(part) / n, self._likelihood_loss(particles[part], times))
             for part in chosen.split(size)
         ]
         return losses + self._anchors(particles)
+
+    def _likelihood_loss(self, particles: Tensor, times: Tensor) -> partial[Tensor]:
+        """-log q of the particles, by way of their forces where the recipe allows it."""
+        base = self.system.base
+        if not self.recipe.likelihood_forces:
+            return partial(likelihood_loss, self.velocity, self.rates, particles, base, times)
+        forces = self.potential.energy_and_force(particles)[1]
+        fields = (self.velocity, self.frozen, self.frozen_rates)
+        return partial(path_loss, *fields, particles, forces, base, times)
 
     def _anchors(self, particles: Tensor) -> list[Share]:
         """The distance to the field before this stage, where the recipe wants it."""

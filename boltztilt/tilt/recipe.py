@@ -20,7 +20,6 @@ POSITIVE = (
     "n_particles",
     "rungs_per_rollout",
     "rollout_steps",
-    "steps_per_rung",
     "first_rung_factor",
     "polish_particles",
     "polish_refresh",
@@ -35,6 +34,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "recentring_steps",
+    "steps_per_rung",
     "uniform_times",
     "polish_steps",
     "polish_chain_steps",
@@ -67,7 +67,11 @@ class Recipe:
         exact_weights: weigh rollouts by their exact density, rho_{a+h}(x)/q(x), instead of by
             exp(h r): unbiased whatever the error of the field. Its regression is "wfm", and
             rollouts are not rejuvenated before they are weighed.
-        steps_per_rung: updates at each rung.
+        steps_per_rung: updates at each rung. With none the ladder only carries its particles up by
+            their Markov chains, and the field is learned from `start_from` on.
+        start_from: the sampler with whose field polishing begins, instead of one learned on the
+            ladder: a system with shipped weights, a run folder or a weights file. Fields of
+            clusters do not depend on the number of atoms, and small ones teach most of the way.
         matching_fraction: share of these that are plain flow matching on particles resampled and
             rejuvenated at the new level.
         first_rung_factor: the first rung, where the field is learned from nothing, gets this many
@@ -87,6 +91,8 @@ class Recipe:
             64 particles of 13 atoms and 8 steps.
         likelihood_grid_power: of the grid of these steps, the larger the finer towards t = 1
             (`warped_grid`); stiff bonds need about 2.
+        likelihood_forces: follow the gradient of the likelihood along paths, which needs forces of
+            the particles and is far less noisy (`regression.path_loss`).
         likelihood_anchor: weight of the distance to the field that flow matching left, in nats.
             Without it the field stiffens until the few steps integrate it wrongly, and the
             likelihood rises without bound.
@@ -113,6 +119,7 @@ class Recipe:
     recentring_steps: int = 30
     exact_weights: bool = False
     steps_per_rung: int = 100
+    start_from: str = ""
     matching_fraction: float = 0.5
     first_rung_factor: float = 1.0
     polish_steps: int = 10_000
@@ -125,6 +132,7 @@ class Recipe:
     likelihood_solver_steps: int = 8
     likelihood_grid_power: float = 1.6
     likelihood_rate: float = 1e-3
+    likelihood_forces: bool = False
     likelihood_anchor: float = 1.0
     batch_size: int = 256
     times_per_pair: int = 4
@@ -153,6 +161,16 @@ class Recipe:
             _check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         for name in NOT_NEGATIVE:
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.start_from and self.steps_per_rung:
+            raise ValueError(
+                f"recipe: start_from = {self.start_from!r} takes the place of a field learned on "
+                f"the ladder; set steps_per_rung = 0, not {self.steps_per_rung}"
+            )
+        if not self.start_from and not self.steps_per_rung:
+            raise ValueError(
+                "recipe: steps_per_rung = 0 learns no field on the ladder; make it positive, or "
+                "name in start_from the sampler whose field is polished"
+            )
         if self.batch_size % self.times_per_pair:
             raise ValueError(
                 f"recipe: batch_size = {self.batch_size} is not a multiple of times_per_pair = "

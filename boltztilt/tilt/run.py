@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import boltztilt
 from boltztilt.analysis.metrics import kish_ess
-from boltztilt.checkpoint import save_state
+from boltztilt.checkpoint import load_weights, save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
-from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.sampler import Sampler, find_weights
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
 from boltztilt.tilt.losses import Losses, Share, add_gradients
@@ -96,21 +96,27 @@ class TrainingRun:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.field = build_network(recipe.network, system).to(self.device)
+        self.start = _start_weights(self.field, recipe)
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
         exact: Any = self.field
+        self.frozen = copy.deepcopy(self.average)
+        frozen: Any = self.frozen
         self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
+        self.potential = CountedPotential(system.potential)
         self.losses = Losses(
             system,
+            self.potential,
             recipe,
             compiled(self.field, self.field, recipe.compile),
             compiled(exact.velocity_and_divergence, self.field, recipe.compile),
             self.old_velocity,
+            compiled(self.frozen, self.frozen, recipe.compile),
+            compiled(frozen.velocity_and_divergence, self.frozen, recipe.compile),
             self.generator,
             self.device,
         )
         self.optimiser = FieldOptimiser(self.field, recipe)
-        self.potential = CountedPotential(system.potential)
         self.chains = Chains(
             self.potential, system.base, recipe.recentring, system.base.std / 10, self.generator
         )
@@ -160,6 +166,9 @@ class TrainingRun:
 
     def _ladder_update(self) -> None:
         rung = self.rung if self.rung is not None else self._start_rung()
+        if not self.recipe.steps_per_rung:
+            self._finish_rung(rung)
+            return
         step = self.progress["stage_step"]
         fraction = self.recipe.matching_fraction
         matching = int((step + 1) * fraction) > int(step * fraction)
@@ -177,6 +186,7 @@ class TrainingRun:
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
         decayed = min(1.0, max(left, 0.01))
         if self.progress["stage"] == "likelihood":
+            self.frozen.load_state_dict(self.field.state_dict())
             self._descend(self.losses.likelihood(self.particles), recipe.likelihood_rate * decayed)
         else:
             losses = self.losses.matching(self.particles)
@@ -215,11 +225,12 @@ class TrainingRun:
         if self.progress["stage"] == "likelihood":
             return self.recipe.likelihood_steps
         first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
-        return max(1, round(self.recipe.steps_per_rung * first))
+        return round(self.recipe.steps_per_rung * first)
 
     def _start_rung(self) -> Rung:
         self.old_field.load_state_dict(self.average.state_dict())
-        fresh = self.progress["rung"] % self.recipe.rungs_per_rollout == 0
+        number, every = self.progress["rung"], self.recipe.rungs_per_rollout
+        fresh = number == 0 or (self.recipe.steps_per_rung > 0 and number % every == 0)
         rung = climb(
             self.old_velocity,
             self.system.base,
@@ -249,6 +260,9 @@ class TrainingRun:
         self.particles, self.ancestors = rung.matching, rung.ancestors
         if progress["a"] >= 1.0:
             progress["stage"] = "polish"
+            if self.start is not None:
+                for field in (self.field, self.average, self.old_field):
+                    field.load_state_dict(self.start)
         self.rung = None
 
     def _share_mirrored(self, particles: Tensor) -> float:
@@ -412,6 +426,27 @@ class TrainingRun:
             "recipe": self.recipe.to_mapping(),
         }
         return Sampler(self.system, copy.deepcopy(self.average), metadata)
+
+
+def _start_weights(field: nn.Module, recipe: Recipe) -> dict[str, Tensor] | None:
+    """The weights with which polishing begins, if not with those of the ladder.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they do not fit the field.
+    """
+    if not recipe.start_from:
+        return None
+    weights, metadata = load_weights(find_weights(recipe.start_from)[0])
+    try:
+        copy.deepcopy(field).load_state_dict(weights)
+    except RuntimeError as error:
+        network = metadata.get("recipe", {}).get("network")
+        raise ValueError(
+            f"recipe: the field of start_from = {recipe.start_from!r}, made with {network}, does "
+            f"not fit one made with {dict(recipe.network)}"
+        ) from error
+    return weights
 
 
 def state_path(folder: Path) -> Path:
