@@ -10,6 +10,7 @@ to zero in the second half:
   flow matching, rollouts  the same, replaced by new rollouts of the field every 500 updates
   exact weights            on 1,024 rollouts of the field, resampled by exp(-U)/q every 100 updates
   likelihood               of the particles of the ladder, through the flow and its divergence
+  likelihood along paths   the same with the gradient of `path_loss`, and without an anchor
   independent coupling     flow matching on the particles, from a start without alignment
   target score             the same with targets informed by forces, where they vary less
 
@@ -21,6 +22,7 @@ Reference: V. De Bortoli et al. (2024), Target score matching, https://arxiv.org
 """
 
 import argparse
+import dataclasses
 import json
 import math
 from functools import partial
@@ -97,8 +99,8 @@ class TargetScoreRun(TrainingRun):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        names = ("system", "recipe", "velocity", "rates", "old_velocity", "generator", "device")
-        self.losses = TargetScoreLosses(*(getattr(self.losses, name) for name in names))
+        given = [each.name for each in dataclasses.fields(Losses) if each.init]
+        self.losses = TargetScoreLosses(*(getattr(self.losses, name) for name in given))
 
 
 def force_informed(bridge: Bridge, forces: Tensor, std: float) -> Bridge:
@@ -120,7 +122,8 @@ ROWS: dict[str, tuple[type[TrainingRun], dict[str, Any]]] = {
     "flow matching, chains": (TrainingRun, {"polish_rollout_every": 0}),
     "flow matching, rollouts": (TrainingRun, {"polish_rollout_every": 5, "polish_refresh": 100}),
     "exact weights": (ExactWeightRun, {"polish_refresh": 100}),
-    "likelihood": (TrainingRun, {}),
+    "likelihood": (TrainingRun, {"likelihood_forces": False}),
+    "likelihood along paths": (TrainingRun, {"likelihood_forces": True, "likelihood_anchor": 0.0}),
     "independent coupling": (TrainingRun, {"coupling": "independent", "polish_rollout_every": 0}),
     "target score": (TargetScoreRun, {"coupling": "independent", "polish_rollout_every": 0}),
 }
@@ -147,7 +150,7 @@ def continued(
     """A run of one row that has `n_updates` ahead of it."""
     kind, settings = ROWS[name]
     steps = {"polish_steps": n_updates, "likelihood_steps": 0}
-    if name == "likelihood":
+    if name.startswith("likelihood"):
         steps = {"polish_steps": 1, "likelihood_steps": n_updates}
     recipe = Recipe.from_mapping({**system.recipe, **settings, **steps})
     run = kind(system, recipe, options.seed, "cpu")
@@ -155,7 +158,7 @@ def continued(
     if run.progress["stage"] != "polish":
         raise SystemExit(f"the start is still at a = {run.progress['a']:.2g}: give --start more")
     run.progress["stage_step"] = 0
-    if name == "likelihood":
+    if name.startswith("likelihood"):
         run._start_likelihood()
     return run
 

@@ -199,9 +199,10 @@ def test_polishing_continues_one_field_in_every_way(run, tmp_path, generator):
     words = (tmp_path / "well.toml", "--reference", reference, "--out", tmp_path / "kept")
     words += ("-n", 20, "--start", 0.03, "--minutes", 0.002, "--chains", 32, "--threads", 1)
     text = run("polishing", *words)
-    for name in ("start aligned", "exact weights", "likelihood", "target score"):
+    rows = ("start aligned", "exact weights", "likelihood", "likelihood along paths")
+    for name in (*rows, "target score"):
         assert figures(text, name)[2].endswith("%")
-    assert run("polishing", *words).splitlines()[-9:] == text.splitlines()[-9:]
+    assert run("polishing", *words).splitlines()[-10:] == text.splitlines()[-10:]
 
 
 def test_targets_informed_by_forces_have_the_mean_of_the_usual_ones(benchmark_module, generator):

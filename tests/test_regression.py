@@ -98,15 +98,19 @@ def path_and_total_gradients(field, particles, base, potential, n_steps, per_bat
         )
         torch.testing.assert_close(*(loss.detach() for loss in losses), atol=1e-4, rtol=1e-4)
         gradients.append(
-            torch.stack([
-                torch.cat([
-                    part.flatten()
-                    for part in torch.autograd.grad(
-                        loss, parameters, allow_unused=True, materialize_grads=True
+            torch.stack(
+                [
+                    torch.cat(
+                        [
+                            part.flatten()
+                            for part in torch.autograd.grad(
+                                loss, parameters, allow_unused=True, materialize_grads=True
+                            )
+                        ]
                     )
-                ])
-                for loss in losses
-            ])
+                    for loss in losses
+                ]
+            )
         )
     return torch.stack(gradients).unbind(dim=1)
 

@@ -332,11 +332,12 @@ def test_polishing_begins_with_the_field_of_another_sampler(tmp_path):
     large = System("large", Harmonic(5, 3.0))
     settings |= {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
     made = train(large, **settings)
-    assert made.metadata["a"] == 1.0 and made.metadata["n_rungs"] > 1
+    assert made.metadata["a"] == 1.0
+    assert made.metadata["n_rungs"] > 1
     assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]
     for name, weight in small.field.state_dict().items():
         torch.testing.assert_close(made.field.state_dict()[name], weight)
-    with pytest.raises(ValueError, match="start_from = .* does not fit one made with"):
+    with pytest.raises(ValueError, match=r"start_from = .* does not fit one made with"):
         train(large, **{**settings, "network": {**network, "n_hidden": 5}})
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float64
@@ -25,6 +25,8 @@ from boltztilt.sampling.sampler import DEFAULT_STEPS
 
 if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
+
+Value = TypeVar("Value")
 
 REFERENCE_BATCH = 1000
 TAIL = 0.999
@@ -118,10 +120,9 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
         "geometric_w2": _geometric_distances(ensemble, reference, seed),
         "beyond_reference": {
             "energy": float(limit),
-            **{
-                view: weighted_mean(beyond, weights, n_bootstrap=0).value
-                for view, weights in _views(ensemble).items()
-            },
+            **_by_view(
+                ensemble, lambda weights: weighted_mean(beyond, weights, n_bootstrap=0).value
+            ),
             "reference": 1.0 - TAIL,
         },
     }
@@ -210,27 +211,21 @@ def _energy_distances(
         return metrics.energy_wasserstein(first, second, weights, order=order)
 
     return {
-        **{
-            view: distance(ensemble.energies, reference.energies, weights)
-            for view, weights in _views(ensemble).items()
-        },
+        **_by_view(ensemble, partial(distance, ensemble.energies, reference.energies)),
         **_floors(distance, reference.energies, ensemble, seed),
     }
 
 
-def _views(ensemble: Ensemble) -> dict[str, Tensor | None]:
-    """The weights of each way to look at an ensemble: as it is and, if it has any, by weight."""
-    raw: dict[str, Tensor | None] = {"raw": None}
-    return raw | {"reweighted": ensemble.weights} if ensemble.has_weights else raw
+def _by_view(ensemble: Ensemble, figure: Callable[[Tensor | None], Value]) -> dict[str, Value]:
+    """A figure of the ensemble as it is and, if it has any, by its weights."""
+    views = {"raw": figure(None)}
+    return views | {"reweighted": figure(ensemble.weights)} if ensemble.has_weights else views
 
 
 def _pair_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
     distance = metrics.pair_distance_wasserstein
     return {
-        **{
-            view: distance(ensemble.positions, reference.positions, weights)
-            for view, weights in _views(ensemble).items()
-        },
+        **_by_view(ensemble, partial(distance, ensemble.positions, reference.positions)),
         **_floors(distance, reference.positions, ensemble, seed, n_repeats=4),
     }
 
@@ -272,10 +267,7 @@ def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) ->
 
 
 def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str, Any]]:
-    found = {
-        view: metrics.short_pair_occupancy(ensemble.positions, weights)
-        for view, weights in _views(ensemble).items()
-    }
+    found = _by_view(ensemble, partial(metrics.short_pair_occupancy, ensemble.positions))
     found["reference"] = metrics.short_pair_occupancy(reference.positions)
     return {
         name: {str(count): fraction for count, fraction in occupancy.items()}
@@ -307,10 +299,7 @@ def _by_name(
     ensemble: Ensemble,
 ) -> dict[str, dict[str, Any]]:
     """Estimates of the ensemble, raw and reweighted, beside those of the reference, by name."""
-    found = {
-        view: estimates(weights=weights, groups=ensemble.groups)
-        for view, weights in _views(ensemble).items()
-    }
+    found = _by_view(ensemble, lambda weights: estimates(weights=weights, groups=ensemble.groups))
     found["reference"] = expected()
     return {name: {view: found[view][name] for view in found} for name in found["reference"]}
 
@@ -333,7 +322,7 @@ def _ramachandran_distances(
     for function in (conformations.total_variation, conformations.jensen_shannon):
         distance = partial(between, function)
         compared[function.__name__] = {
-            **{view: distance(ours, theirs, weights) for view, weights in _views(ensemble).items()},
+            **_by_view(ensemble, partial(distance, ours, theirs)),
             **_floors(distance, theirs, ensemble, seed),
         }
     return compared
@@ -344,10 +333,10 @@ def _moment_deviations(
 ) -> dict[str, dict[str, Any]]:
     """Deviations of means and standard deviations of some variables, with their floors."""
     ours, theirs = variables(ensemble.positions), variables(reference.positions)
-    found = {
-        view: conformations.moment_deviations(ours, theirs, weights)._asdict()
-        for view, weights in _views(ensemble).items()
-    }
+    found = _by_view(
+        ensemble,
+        lambda weights: conformations.moment_deviations(ours, theirs, weights)._asdict(),
+    )
 
     def deviation(name: str, first: Tensor, second: Tensor) -> float:
         return getattr(conformations.moment_deviations(first, second), name)
