@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from boltztilt import __version__, console
 from boltztilt.arguments import (
@@ -27,50 +25,27 @@ from boltztilt.arguments import (
     partial_path,
     read_overrides,
 )
+from boltztilt.one_line_errors import OneLineErrors
+from boltztilt.options import (
+    Count,
+    Device,
+    Force,
+    Name,
+    Output,
+    Quiet,
+    Refine,
+    Resample,
+    Seed,
+    Solver,
+    Steps,
+)
 
 if TYPE_CHECKING:
     from boltztilt.analysis.reference import Reference
     from boltztilt.sampling.ensemble import Ensemble
     from boltztilt.systems.system import System
 
-BAD_INPUT = 2
 INTERRUPTED = 130
-
-
-class Solver(StrEnum):
-    """Integrators of the flow."""
-
-    rk4 = "rk4"
-    dopri5 = "dopri5"
-
-
-class OneLineErrors(TyperGroup):
-    """A command group that answers bad input with one line on stderr and exit code 2.
-
-    The package raises ValueError, TypeError, ImportError and OSError for what a user can put
-    right; anything else is a defect and keeps its traceback. `--debug` keeps every traceback.
-    """
-
-    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
-        words = list(sys.argv[1:] if args is None else args) or ["--help"]
-        debug = "--debug" in words
-        extra["standalone_mode"] = False
-        try:
-            sys.exit(super().main([word for word in words if word != "--debug"], *rest, **extra))
-        except (ValueError, TypeError, ImportError, OSError) as error:
-            if debug:
-                raise
-            fail(str(error) or type(error).__name__)
-        except Exception as error:
-            if debug or not hasattr(error, "format_message"):
-                raise
-            fail(error.format_message())
-
-
-def fail(message: str) -> None:
-    """Ends the program with the message on one line and the exit code for bad input."""
-    print(f"boltztilt: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
 
 
 app = typer.Typer(
@@ -80,27 +55,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a system TOML.")]
-Count = Annotated[int, typer.Option("-n", help="Number of structures.", min=1)]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
-]
-Refine = Annotated[
-    int,
-    typer.Option(
-        help="Hamiltonian Monte Carlo at the target after sampling: leapfrog steps.", min=0
-    ),
-]
-Resample = Annotated[
-    bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
-Steps = Annotated[int, typer.Option("--steps", help="Steps of the RK4 solver.", min=1)]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 def print_version(wanted: bool) -> bool:

@@ -53,6 +53,9 @@ LOG_COLUMNS = (
 DENSITY_COST = 3
 """About how many evaluations of the field its velocity with divergence costs."""
 
+RUNG_COST = 20
+"""About how many updates the Markov chains of a rung cost; counted where there are no updates."""
+
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
 
@@ -345,6 +348,9 @@ class TrainingRun:
             n_rungs = progress["rung"]
         total = n_rungs * recipe.steps_per_rung + recipe.polish_steps
         done = progress["n_updates"]
+        if not recipe.steps_per_rung:
+            total += n_rungs * RUNG_COST
+            done += progress["rung"] * RUNG_COST
         if progress["stage"] == "likelihood":
             done += (likelihood_cost - 1) * progress["stage_step"]
         return min(1.0, done / max(total + likelihood_cost * recipe.likelihood_steps, 1))

@@ -1,0 +1,39 @@
+"""How the command line answers bad input: in one line, without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from typer.core import TyperGroup
+
+BAD_INPUT = 2
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that answers bad input with one line on stderr and exit code 2.
+
+    The package raises ValueError, TypeError, ImportError and OSError for what a user can put
+    right; anything else is a defect and keeps its traceback. `--debug` keeps every traceback.
+    """
+
+    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
+        debug = "--debug" in words
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main([word for word in words if word != "--debug"], *rest, **extra))
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            if debug:
+                raise
+            fail(str(error) or type(error).__name__)
+        except Exception as error:
+            if debug or not hasattr(error, "format_message"):
+                raise
+            fail(error.format_message())
+
+
+def fail(message: str) -> None:
+    """Ends the program with the message on one line and the exit code for bad input."""
+    print(f"boltztilt: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

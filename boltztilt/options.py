@@ -1,0 +1,38 @@
+"""Arguments and options that several verbs of the command line share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Solver(StrEnum):
+    """Integrators of the flow."""
+
+    rk4 = "rk4"
+    dopri5 = "dopri5"
+
+
+Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a system TOML.")]
+Count = Annotated[int, typer.Option("-n", help="Number of structures.", min=1)]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
+]
+Refine = Annotated[
+    int,
+    typer.Option(
+        help="Hamiltonian Monte Carlo at the target after sampling: leapfrog steps.", min=0
+    ),
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
+Steps = Annotated[int, typer.Option("--steps", help="Steps of the RK4 solver.", min=1)]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
