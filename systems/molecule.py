@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "steps_per_rung": 15,
     "first_rung_factor": 4.0,
     "polish_steps": 3000,
-    "polish_chain_steps": 60,
+    "polish_chain_steps": 1100,
     "polish_rollout_every": 0,
     "likelihood_steps": 1300,
     "likelihood_batch": 32,

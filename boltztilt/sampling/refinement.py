@@ -44,8 +44,7 @@ def refined(
     potential = CountedPotential(system.potential)
     generator = torch.Generator().manual_seed(seed)
     step_size = system.base_std / 50 if step_size is None else step_size
-    long = LONG_TRAJECTORY_OF_BONDS if system.base_kind == "bonds" else LONG_TRAJECTORY
-    stages = refinement(n_steps, long)
+    stages = refinement(n_steps, long_trajectory(system))
     n_accepted = 0.0
     states = []
     for batch in positions.split(batch_size):
@@ -62,6 +61,11 @@ def refined(
         n_accepted / n_proposed,
         potential.n_energy,
     )
+
+
+def long_trajectory(system: System) -> int:
+    """Leapfrog steps of the trajectories that carry structures far at the target."""
+    return LONG_TRAJECTORY_OF_BONDS if system.base_kind == "bonds" else LONG_TRAJECTORY
 
 
 def refinement(n_steps: int, long: int = LONG_TRAJECTORY) -> list[tuple[int, int]]:

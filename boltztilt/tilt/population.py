@@ -35,24 +35,28 @@ class Chains:
     generator: torch.Generator
 
     def run(
-        self, positions: Float[Tensor, "batch atoms dims"], a: float, n_steps: int
+        self,
+        positions: Float[Tensor, "batch atoms dims"],
+        a: float,
+        n_steps: int,
+        n_leapfrog: int = LEAPFROG_STEPS,
     ) -> tuple[Float[Tensor, "batch atoms dims"], float]:
         """The positions after `n_steps` at the law rho_a, and the mean acceptance.
 
-        Steps of "hmc" are leapfrog steps, in trajectories of `LEAPFROG_STEPS`: a step of any kind
-        costs one evaluation of the energy.
+        Steps of "hmc" are leapfrog steps, in trajectories of `n_leapfrog`: a step of any kind costs
+        one evaluation of the energy.
         """
         if self.kind == "none" or n_steps == 0:
             return positions, 0.0
         tilted = TiltedPotential(self.potential, self.base, a)
         start = (tilted, positions)
         if self.kind == "hmc":
-            n_trajectories = -(-n_steps // LEAPFROG_STEPS)
+            n_trajectories = -(-n_steps // n_leapfrog)
             state = hmc(
                 *start,
                 n_trajectories,
                 self.step_size,
-                LEAPFROG_STEPS,
+                n_leapfrog,
                 self.generator,
                 scale=self.base.mode_scale,
             )

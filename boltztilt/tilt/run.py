@@ -23,6 +23,7 @@ from boltztilt.files import atomic_path
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
+from boltztilt.sampling.refinement import long_trajectory
 from boltztilt.sampling.sampler import Sampler, find_weights
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
@@ -293,7 +294,9 @@ class TrainingRun:
                 self.device,
             )
             steps *= BURN_IN
-        self.particles, acceptance = self.chains.run(self.particles, 1.0, steps)
+        self.particles, acceptance = self.chains.run(
+            self.particles, 1.0, steps, long_trajectory(self.system)
+        )
         energy = self.potential.energy(self.particles).double()
         finite = torch.isfinite(energy) & torch.isfinite(self.particles).flatten(1).all(dim=1)
         if not finite.any():
