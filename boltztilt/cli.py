@@ -26,7 +26,7 @@ from boltztilt.arguments import (
     read_overrides,
 )
 from boltztilt.one_line_errors import OneLineErrors
-from boltztilt.options import (
+from boltztilt.option_types import (
     Count,
     Device,
     Force,

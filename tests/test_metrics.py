@@ -121,7 +121,7 @@ def test_pair_distances_of_a_right_triangle():
     triangle = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]])
     torch.testing.assert_close(pair_distances(triangle), torch.tensor([[3.0, 4.0, 5.0]]))
     assert short_pairs(triangle, cutoff=4.5).tolist() == [2]
-    assert pair_distance_wasserstein(triangle, 2 * triangle) == pytest.approx(4.0)
+    assert pair_distance_wasserstein(triangle, 2 * triangle) == pytest.approx(4.0, abs=1e-4)
 
 
 def test_pair_distance_weights_belong_to_configurations():
@@ -130,6 +130,33 @@ def test_pair_distance_weights_belong_to_configurations():
     second = torch.randn(6, 4, 3, generator=generator)
     weighted = pair_distance_wasserstein(first, second, torch.tensor([1.0, 0.0, 2.0, 0.0, 0.0]))
     assert weighted == pytest.approx(pair_distance_wasserstein(first[[0, 2, 2]], second))
+
+
+def test_pair_distances_in_cells_are_compared_as_exactly_as_sorted_ones():
+    generator = torch.Generator().manual_seed(17)
+    first = torch.randn(1700, 4, 3, generator=generator) + 50.0
+    second = 1.1 * torch.randn(900, 4, 3, generator=generator)
+    weights = torch.rand(1700, generator=generator, dtype=torch.float64)
+    weights[5], first[5] = 0.0, math.inf
+    finite = torch.where(torch.isfinite(first), first, 0.0)
+    sorted_distance = energy_wasserstein(
+        pair_distances(finite).flatten(),
+        pair_distances(second).flatten(),
+        weights.repeat_interleave(6),
+        order=1,
+    )
+    found = pair_distance_wasserstein(first, second, weights)
+    assert found == pytest.approx(sorted_distance, abs=2e-5)
+    assert pair_distance_wasserstein(first, second) == math.inf
+
+
+def test_pair_distances_of_degenerate_input():
+    points = torch.zeros(3, 4, 3)
+    assert pair_distance_wasserstein(points, points[:2]) == 0.0
+    with pytest.raises(ValueError, match="none of 3 configurations has a positive weight"):
+        pair_distance_wasserstein(points, points, torch.zeros(3))
+    with pytest.raises(ValueError, match="1 atom has no pair distances"):
+        pair_distance_wasserstein(points[:, :1], points[:, :1])
 
 
 def test_radial_distribution_is_a_density_and_follows_the_weights():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from openmm import app
 
+from boltztilt.analysis import molecular_reference
 from boltztilt.analysis.dynamics import Langevin
 from boltztilt.analysis.molecular_reference import (
     Tempered,
@@ -95,10 +96,21 @@ def test_starts_of_all_ladders_are_used_before_a_second_of_any():
     assert chosen_starts(starts, 3)[..., 0].tolist() == [[[5]], [[11]], [[17]]]
 
 
-def test_replicas_of_one_ladder_count_as_one_chain(made, tempered):
+def test_replicas_of_one_ladder_count_as_one_chain(tempered, monkeypatch):
+    """Frames that depend on their ladder alone: as many independent ones as there are ladders."""
     n_ladders, n_starts = tempered.starts.shape[:2]
+    repeated = tempered.starts[:, :1].repeat_interleave(n_starts, dim=1).flatten(0, 1)
+    monkeypatch.setattr(
+        molecular_reference,
+        "run_replicas",
+        lambda source, starts, n_frames, *rest: repeated[:, None].repeat(1, n_frames, 1, 1),
+    )
+    monkeypatch.setattr(molecular_reference, "N_CORRECTIONS", 0)
+    made = make_molecular_reference(water(), tempered, 2000, seed=1)
     assert made.info["n_replicas"] == n_ladders * n_starts
     assert made.info["n_frames"] == math.ceil(2000 / (n_ladders * n_starts))
+    assert made.checks["independent"]["energy"] < 1.3 * n_ladders
+    assert made.checks["r_hat"]["energy"] > 2
 
 
 def test_tempered_round_trip(tempered, tmp_path):

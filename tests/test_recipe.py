@@ -19,7 +19,7 @@ BAD_VALUES = {
     "n_particles": 0,
     "rungs_per_rollout": 0,
     "rollout_steps": 0,
-    "steps_per_rung": 0,
+    "steps_per_rung": -1,
     "start_from": "lj13",
     "first_rung_factor": 0.0,
     "polish_particles": 0,
@@ -58,6 +58,12 @@ def test_bad_value_is_refused_by_name(name):
         Recipe.from_mapping({name: BAD_VALUES[name]})
     assert "\n" not in str(caught.value)
     assert str(BAD_VALUES[name]) in str(caught.value)
+
+
+def test_exact_weights_need_a_field_at_every_rung():
+    start = {"start_from": "lj13", "steps_per_rung": 0, "polish_rollout_every": 0}
+    with pytest.raises(ValueError, match="steps_per_rung = 0 learns none"):
+        Recipe(exact_weights=True, objective="wfm", **start)
 
 
 @pytest.mark.parametrize("name", WRONG_TYPES)

@@ -24,7 +24,9 @@ from boltztilt.tilt.regression import (
     likelihood_loss,
     matching_loss,
     path_loss,
+    path_slopes,
     refuse_explicit_on_singular_core,
+    shortened,
     tilting_loss,
 )
 
@@ -82,44 +84,33 @@ def test_likelihood_has_its_closed_form_and_is_largest_at_the_particles_own_widt
     assert abs(best.scale.grad) < 1e-3
 
 
-def path_and_total_gradients(field, particles, base, potential, n_steps, per_batch):
+def path_and_total_gradients(field, particles, target, n_steps, per_batch):
     """Gradients of -log q by its two estimators, batch by batch."""
-    exact = field.velocity_and_divergence
     frozen = copy.deepcopy(field).requires_grad_(False)
-    times = warped_grid(n_steps).flip(0)
-    parameters = list(field.parameters())
-    gradients = []
+    times, parameters = warped_grid(n_steps).flip(0), list(field.parameters())
+
+    def gradient(loss):
+        found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in found])
+
+    path, total = [], []
     for batch in particles.split(per_batch):
-        forces = potential.energy_and_force(batch)[1]
+        forces = target.energy_and_force(batch)[1]
         rates = frozen.velocity_and_divergence
-        losses = (
-            path_loss(field, frozen, rates, batch, forces, base, times, math.inf),
-            likelihood_loss(field, exact, batch, base, times),
-        )
-        torch.testing.assert_close(*(loss.detach() for loss in losses), atol=1e-4, rtol=1e-4)
-        gradients.append(
-            torch.stack(
-                [
-                    torch.cat(
-                        [
-                            part.flatten()
-                            for part in torch.autograd.grad(
-                                loss, parameters, allow_unused=True, materialize_grads=True
-                            )
-                        ]
-                    )
-                    for loss in losses
-                ]
-            )
-        )
-    return torch.stack(gradients).unbind(dim=1)
+        losses, slopes = path_slopes(frozen, rates, batch, forces, BASE, times)
+        along = path_loss(field, batch, losses, slopes, times)
+        through = likelihood_loss(field, field.velocity_and_divergence, batch, BASE, times)
+        torch.testing.assert_close(along.detach(), through.detach(), atol=1e-4, rtol=1e-4)
+        path.append(gradient(along))
+        total.append(gradient(through))
+    return torch.stack(path), torch.stack(total)
 
 
 def test_gradient_along_paths_vanishes_for_each_particle_where_the_flow_is_exact(generator):
     width = 1.7
     field, target = Scaled(math.log(width)).double(), Harmonic(4, 1 / width**2)
     particles = width * BASE.sample(20, generator).double()
-    path, total = path_and_total_gradients(field, particles, BASE, target, 12, 1)
+    path, total = path_and_total_gradients(field, particles, target, 12, 1)
     assert path.abs().max() < 1e-3
     assert total.std() > 1
 
@@ -128,14 +119,21 @@ def test_gradient_along_paths_has_the_mean_of_the_gradient_of_the_likelihood(gen
     torch.manual_seed(0)
     field = LocalDensityField(n_hidden=4, n_channels=2, max_degree=1, n_radial=6).double()
     torch.nn.init.normal_(field.output, std=0.3)
-    target = Harmonic(4, 1.5)
     particles = BASE.sample(800, generator).double() / 1.5**0.5
-    path, total = path_and_total_gradients(field, particles, BASE, target, 5, 50)
-    downhill = total.mean(dim=0) / total.mean(dim=0).norm()
-    slopes, differences = path @ downhill, (path - total) @ downhill
-    noise = len(path) ** -0.5
+    path, total = path_and_total_gradients(field, particles, Harmonic(4, 1.5), 5, 50)
+    downhill = total[::2].mean(dim=0)
+    slopes, differences = path[1::2] @ downhill, (path - total)[1::2] @ downhill
+    noise = len(slopes) ** -0.5
     assert abs(differences.mean()) < 3.5 * noise * differences.std()
     assert slopes.mean() > 5 * noise * slopes.std()
+
+
+def test_long_slopes_are_shortened_to_a_multiple_of_the_median():
+    lengths = torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])
+    slopes = lengths[:, None, None] * torch.tensor([[[0.6, 0.8]]])
+    found = shortened(slopes, longest=1.2).norm(dim=(1, 2))
+    torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 3.0, 3.6, 3.6]))
+    assert torch.equal(shortened(torch.zeros(3, 2, 3)), torch.zeros(3, 2, 3))
 
 
 def test_anchor_is_the_distance_between_two_fields(generator):

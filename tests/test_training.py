@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shutil
 import signal
 import threading
 from itertools import pairwise
@@ -323,37 +324,78 @@ def test_particles_carried_from_rung_to_rung_resume_exactly(tmp_path):
     assert_same(result(tmp_path / "whole"), result(tmp_path / "cut"))
 
 
-def test_polishing_begins_with_the_field_of_another_sampler(tmp_path):
+NETWORK = {"kind": "local_density", "n_hidden": 4, "n_channels": 2, "max_degree": 1}
+FROM_START = {**SMALL, "network": NETWORK, "steps_per_rung": 0, "polish_rollout_every": 0}
+LARGE = System("large", Harmonic(5, 3.0))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run folder with a field of three atoms."""
+    folder = tmp_path_factory.mktemp("small")
+    train(System("small", Harmonic(3)), folder, **{**SMALL, "network": NETWORK})
+    return folder
+
+
+def test_polishing_begins_with_the_field_of_another_sampler(small):
     """A field of clusters does not depend on their size; it stays as it is at a rate of zero."""
-    network = {"kind": "local_density", "n_hidden": 4, "n_channels": 2, "max_degree": 1}
-    settings = {**SMALL, "network": network}
-    small = train(System("small", Harmonic(3)), tmp_path / "small", **settings)
-    settings |= {"start_from": str(tmp_path / "small"), "steps_per_rung": 0}
-    large = System("large", Harmonic(5, 3.0))
-    settings |= {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
-    made = train(large, **settings)
+    rates = {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
+    made = train(LARGE, start_from=str(small), **FROM_START, **rates)
     assert made.metadata["a"] == 1.0
     assert made.metadata["n_rungs"] > 1
     assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]
-    for name, weight in small.field.state_dict().items():
+    assert made.metadata["start"]["system"] == "small"
+    for name, weight in load_weights(small / "weights.safetensors")[0].items():
         torch.testing.assert_close(made.field.state_dict()[name], weight)
-    with pytest.raises(ValueError, match=r"start_from = .* does not fit one made with"):
-        train(large, **{**settings, "network": {**network, "n_hidden": 5}})
+
+
+def test_start_is_kept_with_the_run(small, tmp_path):
+    """A run that was interrupted on the ladder needs the folder it starts from no more."""
+    start, whole, parts = (tmp_path / name for name in ("start", "whole", "parts"))
+    shutil.copytree(small, start)
+    train(LARGE, whole, start_from=str(start), **FROM_START)
+    train(LARGE, parts, max_minutes=0.0, start_from=str(start), **FROM_START)
+    shutil.rmtree(start)
+    finish(LARGE, parts)
+    assert_same(result(parts), result(whole))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": {**NETWORK, "reach": 9.0}}, r"has a network with reach = 6\.0; set the same"),
+        ({"polish_rollout_every": 5}, "set polish_rollout_every = 0, not 5"),
+        ({"steps_per_rung": 3}, "set steps_per_rung = 0, not 3"),
+    ],
+)
+def test_start_that_does_not_fit_is_refused(changes, words, small):
+    with pytest.raises(ValueError, match=words):
+        train(LARGE, start_from=str(small), **{**FROM_START, **changes})
+
+
+def test_start_that_did_not_reach_the_target_is_refused(tmp_path):
+    settings = {**SMALL, "network": NETWORK}
+    train(System("small", Harmonic(3, 3.0)), tmp_path, max_minutes=0.0, **settings)
+    with pytest.raises(ValueError, match="finish its training first"):
+        train(LARGE, start_from=str(tmp_path), **FROM_START)
 
 
 def test_likelihood_by_forces_resumes_exactly(tmp_path):
     """Along paths the likelihood learns through a copy of the field, which no file keeps."""
-    settings = {**SMALL, "likelihood_forces": True, "likelihood_anchor": 0.0}
+    settings = {**SMALL, "likelihood_forces": True, "polish_steps": 1}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(cluster(), whole, **settings)
     train(cluster(), parts, max_minutes=0.0, **settings)
-    finish(cluster(), parts)
+    while not train(cluster(), parts, max_minutes=0.0, resume=True).metadata["finished"]:
+        pass
     assert_same(result(parts), result(whole))
 
 
-def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(monkeypatch):
+@pytest.mark.parametrize("forces", [False, True], ids=["total", "along_paths"])
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(forces, monkeypatch):
     """Updates differ by rounding only when memory allows 3 structures at once."""
     settings = {**SMALL, "polish_steps": 2, "batch_size": 12, "likelihood_steps": 2}
+    settings |= {"likelihood_forces": forces, "likelihood_batch": 8}
     whole = train(cluster(), seed=3, **settings).field.state_dict()
     monkeypatch.setattr("boltztilt.hardware.PAIRS_AT_ONCE", 9)
     parts = train(cluster(), seed=3, **settings).field.state_dict()

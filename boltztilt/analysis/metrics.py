@@ -16,8 +16,8 @@ from torch import Tensor
 from boltztilt.geometry import align, pair_indices, remove_mean
 from boltztilt.sampling.estimate import Estimate, weighted_mean
 
-GRID = 2**20
-STRUCTURES_AT_ONCE = 1000
+GRID_CELLS = 2**20
+CONFIGURATIONS_AT_ONCE = 1000
 
 
 def kish_ess(log_weights: Float[Tensor, "batch"]) -> float:
@@ -95,16 +95,21 @@ def pair_distance_wasserstein(
 ) -> float:
     """W_1 of the distributions of all pair distances, in length units: ∫ |F - G| dr.
 
-    There are many millions of distances: their distribution functions F and G are compared on
-    a grid of 2^20 points, which rounds distances to a millionth of the largest.
+    There are many millions of distances: their distribution functions F and G are compared in 2^20
+    cells up to the largest size of a configuration, whatever its weight. Infinite where a
+    position of positive weight is.
+
+    Raises:
+        ValueError: there is no pair, or no configuration of positive weight.
     """
-    first, first_mass = _configurations(first, first_weights)
-    second, second_mass = _configurations(second, second_weights)
-    largest = float(torch.maximum(_widest(first), _widest(second)))
+    sides = [_configurations(first, first_weights), _configurations(second, second_weights)]
+    largest = max(float(2 * positions.norm(dim=-1).max()) for positions, _ in sides)
     if not math.isfinite(largest):
         return math.inf
-    gap = _distribution(first, first_mass, largest) - _distribution(second, second_mass, largest)
-    return float(gap.abs().sum()) * largest / GRID
+    if largest == 0:
+        return 0.0
+    one, other = (_distribution(*side, largest) for side in sides)
+    return float((one - other).abs().sum()) * largest / GRID_CELLS
 
 
 def radial_distribution(
@@ -210,26 +215,30 @@ def _per_pair(
     return None if weights is None else weights.repeat_interleave(n_atoms * (n_atoms - 1) // 2)
 
 
-def _configurations(positions: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The configurations of positive weight, and their weights, which sum to one."""
-    weights = torch.ones(len(positions)) if weights is None else weights.double().cpu()
-    return positions.cpu()[weights > 0], weights[weights > 0] / weights.sum()
+def _configurations(
+    positions: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Float64[Tensor, "kept"]]:
+    """The centred configurations of positive weight, and their weights, which sum to one."""
+    if positions.shape[1] < 2:
+        raise ValueError(f"{positions.shape[1]} atom has no pair distances; at least 2 are needed")
+    weights = torch.ones(len(positions)) if weights is None else weights.cpu()
+    kept, mass = positions.cpu()[weights > 0], weights[weights > 0].double()
+    if not len(kept):
+        raise ValueError(f"none of {len(positions)} configurations has a positive weight")
+    return remove_mean(kept), mass / mass.sum()
 
 
-def _widest(positions: Tensor) -> Tensor:
-    """An upper bound of all distances: twice the farthest from the origin."""
-    return 2 * positions.norm(dim=-1).max()
-
-
-def _distribution(positions: Tensor, mass: Tensor, largest: float) -> Float64[Tensor, "grid"]:
-    """The distribution function of the pair distances at the upper ends of all grid cells."""
-    counts = torch.zeros(GRID, dtype=torch.float64)
-    parts = (values.split(STRUCTURES_AT_ONCE) for values in (positions, mass))
+def _distribution(
+    positions: Tensor, mass: Float64[Tensor, "batch"], largest: float
+) -> Float64[Tensor, "cells"]:
+    """The distribution function of the pair distances at the upper ends of all cells."""
+    counts = torch.zeros(GRID_CELLS, dtype=torch.float64)
+    parts = (values.split(CONFIGURATIONS_AT_ONCE) for values in (positions, mass))
     for part, weights in zip(*parts, strict=True):
         distances = pair_distances(part)
-        cells = (distances * (GRID / largest)).long().clamp(max=GRID - 1)
-        each = (weights.double() / distances.shape[1])[:, None].expand(distances.shape)
-        counts += torch.bincount(cells.flatten(), each.flatten(), minlength=GRID)
+        cells = (distances * (GRID_CELLS / largest)).long().clamp(max=GRID_CELLS - 1)
+        each = (weights / distances.shape[1])[:, None].expand(distances.shape)
+        counts += torch.bincount(cells.flatten(), each.flatten(), minlength=GRID_CELLS)
     return counts.cumsum(0)
 
 

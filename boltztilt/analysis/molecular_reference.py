@@ -32,6 +32,7 @@ from boltztilt.geometry import remove_mean
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
+from boltztilt.sampling.refinement import first_step
 from boltztilt.sampling.tempering import (
     geometric_betas,
     replica_exchange,
@@ -39,7 +40,7 @@ from boltztilt.sampling.tempering import (
 )
 from boltztilt.systems.system import System
 
-N_BLOCKS = 20  # of a replica; whole blocks count as independent of each other
+N_BLOCKS = 20  # of a chain; whole blocks count as independent of each other
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
 HOTTEST = 3.0  # of the temperature of the target
@@ -92,8 +93,9 @@ def make_molecular_reference(
     Replicas start at structures that replica exchange drew from the target, because dynamics may
     never leave a basin: alanine dipeptide that was cooled into phi > 0 stays there for
     nanoseconds. Frames therefore follow the target however slow the dynamics is. Replicas from
-    the same ladder count as one chain: the spread of the independent ladders shows in the errors,
-    and an r_hat far from 1 where basins were not left.
+    the same ladder count as one chain: errors are those of independent ladders, and r_hat is far
+    from 1 where replica exchange did not mix. The deviations from replica exchange tell whether
+    the dynamics itself, whose replicas start there, leads away from it.
 
     The frames are then moved by a few Hamiltonian trajectories with Metropolis acceptance. These
     leave the target unchanged, so that bonds and angles follow it without the error of the time
@@ -199,20 +201,15 @@ def correct(
     return positions, energies, info
 
 
-def first_step(system: System) -> float:
-    """A step of Hamiltonian trajectories, in nm, for adaptation to begin with."""
-    return system.base_std / 50
-
-
 def check_dynamics(
     system: System,
-    positions: Float[Tensor, "replicas frames atoms 3"],
-    energies: Float64[Tensor, "replicas frames"],
+    positions: Float[Tensor, "chains frames atoms 3"],
+    energies: Float64[Tensor, "chains frames"],
 ) -> dict[str, Any]:
     """The checks of `check_equilibration` for few long chains, and averages of slow observables.
 
     Errors are those of correlated chains. Virial and configurational temperature, which forget
-    quickly, take blocks of each replica as independent.
+    quickly, take blocks of each chain as independent.
     """
     flat = positions.flatten(0, 1)
     observables = molecular_observables(system, flat, energies.flatten())
@@ -271,7 +268,7 @@ def temper(
     for done in range(0, n_rounds, OBSERVED_EVERY):
         chains = replica_exchange(potential, chains, betas, OBSERVED_EVERY, *settings)
         if done >= BURN_IN * n_rounds:
-            seen.append(chains.positions[:, 0])
+            seen.append(chains.positions[:, 0].clone())
             series.append(molecular_observables(system, seen[-1], chains.energies[:, 0]))
             exchanged.append(chains.exchanged)
         if progress is not None:
@@ -304,9 +301,9 @@ def deviation(first: Estimate, second: Estimate) -> float:
 
 
 def blocks(
-    values: Shaped[Tensor, "replicas frames *rest"],
+    values: Shaped[Tensor, "chains frames *rest"],
 ) -> Shaped[Tensor, "blocks rounds *rest"]:
-    """The frames of every replica in up to 20 blocks of equal length; what is left over is lost."""
+    """The frames of every chain in up to 20 blocks of equal length; what is left over is lost."""
     n_frames = values.shape[1]
     length = math.ceil(n_frames / N_BLOCKS)
     n_blocks = n_frames // length

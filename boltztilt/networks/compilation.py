@@ -55,7 +55,8 @@ class Compiled:
     It compiles on the first call with each kind of inputs, and its gradient on the first backward
     pass, which traces Python's functions for the whole process: no other thread may use any of
     them meanwhile. So the task that makes a first call finishes alone, its backward pass included.
-    If that call cannot be compiled, the plain function takes over, with a warning.
+    If that call cannot be compiled, the plain function takes over, with a warning; a gradient that
+    cannot be compiled is an error.
     """
 
     def __init__(self, function: Callable, plain: Callable) -> None:
@@ -85,7 +86,7 @@ def _failure(error: Exception) -> str:
     reason = str(error).strip().splitlines()[:3]
     return (
         f"torch.compile failed ({' '.join(reason)}): going on without it, at half the speed or "
-        "less; check the C++ compiler, or set compile = false"
+        "less; check the compiler (g++ on a CPU), or set compile = false"
     )
 
 

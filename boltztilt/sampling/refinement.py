@@ -43,7 +43,7 @@ def refined(
     """
     potential = CountedPotential(system.potential)
     generator = torch.Generator().manual_seed(seed)
-    step_size = system.base_std / 50 if step_size is None else step_size
+    step_size = first_step(system) if step_size is None else step_size
     stages = refinement(n_steps, long_trajectory(system))
     n_accepted = 0.0
     states = []
@@ -61,6 +61,11 @@ def refined(
         n_accepted / n_proposed,
         potential.n_energy,
     )
+
+
+def first_step(system: System) -> float:
+    """A step of Hamiltonian trajectories, a length, for adaptation to begin with."""
+    return system.base_std / 50
 
 
 def long_trajectory(system: System) -> int:

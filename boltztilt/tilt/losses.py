@@ -24,6 +24,8 @@ from boltztilt.tilt.regression import (
     likelihood_loss,
     matching_loss,
     path_loss,
+    path_slopes,
+    shortened,
     tilting_loss,
 )
 
@@ -99,20 +101,31 @@ class Losses:
         )
         evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
         size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
-        losses = [
-            Share(len(part) / n, self._likelihood_loss(particles[part], times))
-            for part in chosen.split(size)
-        ]
-        return losses + self._anchors(particles)
+        parts = particles[chosen].split(size)
+        if recipe.likelihood_forces:
+            losses = self._along_paths(parts, times)
+        else:
+            given = (self.system.base, times)
+            losses = [
+                partial(likelihood_loss, self.velocity, self.rates, part, *given) for part in parts
+            ]
+        shares = [Share(len(part) / n, loss) for part, loss in zip(parts, losses, strict=True)]
+        return shares + self._anchors(particles)
 
-    def _likelihood_loss(self, particles: Tensor, times: Tensor) -> partial[Tensor]:
-        """-log q of the particles, by way of their forces where the recipe allows it."""
-        base = self.system.base
-        if not self.recipe.likelihood_forces:
-            return partial(likelihood_loss, self.velocity, self.rates, particles, base, times)
-        forces = self.potential.energy_and_force(particles)[1]
-        fields = (self.velocity, self.frozen, self.frozen_rates)
-        return partial(path_loss, *fields, particles, forces, base, times)
+    def _along_paths(self, parts: Sequence[Tensor], times: Tensor) -> list[partial[Tensor]]:
+        """-log q of the parts of a batch, with gradients along paths."""
+        forces = self.potential.energy_and_force(torch.cat(list(parts)))[1].split(len(parts[0]))
+        fields, given = (self.frozen, self.frozen_rates), (self.system.base, times)
+        tasks = [
+            partial(path_slopes, *fields, part, force, *given)
+            for part, force in zip(parts, forces, strict=True)
+        ]
+        found = list(in_threads(tasks, self.device))
+        slopes = shortened(torch.cat([slopes for _, slopes in found])).split(len(parts[0]))
+        return [
+            partial(path_loss, self.velocity, part, losses, slope, times)
+            for part, (losses, _), slope in zip(parts, found, slopes, strict=True)
+        ]
 
     def _anchors(self, particles: Tensor) -> list[Share]:
         """The distance to the field before this stage, where the recipe wants it."""

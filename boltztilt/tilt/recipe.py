@@ -72,6 +72,7 @@ class Recipe:
         start_from: the sampler with whose field polishing begins, instead of one learned on the
             ladder: a system with shipped weights, a run folder or a weights file. Fields of
             clusters do not depend on the number of atoms, and small ones teach most of the way.
+            The network must have the same settings; its energies and base may differ.
         matching_fraction: share of these that are plain flow matching on particles resampled and
             rejuvenated at the new level.
         first_rung_factor: the first rung, where the field is learned from nothing, gets this many
@@ -81,7 +82,8 @@ class Recipe:
         polish_rollout_every: refreshments between replacements of all particles by new rollouts;
             0 never replaces them and continues with those of the ladder.
         polish_particles, polish_chain_steps: particles while polishing, and Markov chain steps at
-            each refreshment (`BURN_IN` times as many after new rollouts).
+            each refreshment (`BURN_IN` times as many after new rollouts), rounded up to whole
+            trajectories.
         likelihood_steps: updates at the end that maximise the exact likelihood of the polishing
             particles, through the flow and its divergence. Dear, but a hundred of them gain more
             than thousands of updates of flow matching.
@@ -92,7 +94,7 @@ class Recipe:
         likelihood_grid_power: of the grid of these steps, the larger the finer towards t = 1
             (`warped_grid`); stiff bonds need about 2.
         likelihood_forces: follow the gradient of the likelihood along paths, which needs forces of
-            the particles and is far less noisy (`regression.path_loss`).
+            the particles and is less noisy (`regression.path_loss`). It needs an anchor too.
         likelihood_anchor: weight of the distance to the field that flow matching left, in nats.
             Without it the field stiffens until the few steps integrate it wrongly, and the
             likelihood rises without bound.
@@ -165,6 +167,16 @@ class Recipe:
             raise ValueError(
                 f"recipe: start_from = {self.start_from!r} takes the place of a field learned on "
                 f"the ladder; set steps_per_rung = 0, not {self.steps_per_rung}"
+            )
+        if self.start_from and self.polish_rollout_every:
+            raise ValueError(
+                f"recipe: start_from = {self.start_from!r} polishes on the particles of the "
+                f"ladder; set polish_rollout_every = 0, not {self.polish_rollout_every}"
+            )
+        if self.exact_weights and not self.steps_per_rung:
+            raise ValueError(
+                "recipe: exact_weights needs the density of a field learned at every rung; "
+                "steps_per_rung = 0 learns none"
             )
         if not self.start_from and not self.steps_per_rung:
             raise ValueError(

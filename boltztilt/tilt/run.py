@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import boltztilt
 from boltztilt.analysis.metrics import kish_ess
-from boltztilt.checkpoint import load_weights, save_state
+from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.files import atomic_path
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.refinement import long_trajectory
-from boltztilt.sampling.sampler import Sampler, find_weights
+from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
 from boltztilt.tilt.losses import Losses, Share, add_gradients
@@ -32,6 +32,7 @@ from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import refuse_explicit_on_singular_core
+from boltztilt.tilt.start import Start, read_start
 
 LOG_COLUMNS = (
     "stage",
@@ -100,7 +101,7 @@ class TrainingRun:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.field = build_network(recipe.network, system).to(self.device)
-        self.start = _start_weights(self.field, recipe)
+        self.start: Start | None = None
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
         exact: Any = self.field
@@ -146,6 +147,15 @@ class TrainingRun:
         self.clock = time.monotonic()
         self.last_checkpoint = self.clock
 
+    def read_start(self) -> None:
+        """Reads the field with which polishing begins, if the recipe names one.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or it does not fit; see `read_start`.
+        """
+        if self.recipe.start_from:
+            self.start = read_start(self.recipe.start_from, self.field, self.recipe.network)
+
     @property
     def finished(self) -> bool:
         """Whether ladder, polishing and likelihood are complete."""
@@ -157,7 +167,7 @@ class TrainingRun:
         return self.progress["stage_step"] >= self._stage_steps()
 
     def update(self) -> None:
-        """One regression step, with whatever has to happen before or after it."""
+        """One update with whatever has to happen before or after it, or a rung that has none."""
         if self.progress["stage"] == "ladder":
             self._ladder_update()
         else:
@@ -190,7 +200,8 @@ class TrainingRun:
         left = (1 - done) / (1 - recipe.decay_from) if recipe.decay_from < 1 else 1.0
         decayed = min(1.0, max(left, 0.01))
         if self.progress["stage"] == "likelihood":
-            self.frozen.load_state_dict(self.field.state_dict())
+            if recipe.likelihood_forces:
+                self.frozen.load_state_dict(self.field.state_dict())
             self._descend(self.losses.likelihood(self.particles), recipe.likelihood_rate * decayed)
         else:
             losses = self.losses.matching(self.particles)
@@ -266,7 +277,8 @@ class TrainingRun:
             progress["stage"] = "polish"
             if self.start is not None:
                 for field in (self.field, self.average, self.old_field):
-                    field.load_state_dict(self.start)
+                    field.load_state_dict(self.start.weights)
+                self.start = Start({}, self.start.metadata)
         self.rung = None
 
     def _share_mirrored(self, particles: Tensor) -> float:
@@ -385,6 +397,7 @@ class TrainingRun:
             "generator": self.generator.get_state(),
             "progress": dict(self.progress),
             "rows": [list(row) for row in self.rows],
+            "start": None if self.start is None else self.start._asdict(),
             "rung": rung,
             "particles": self.particles,
             "ancestors": self.ancestors,
@@ -402,6 +415,7 @@ class TrainingRun:
         self.average.load_state_dict(state["average"])
         self.old_field.load_state_dict(state["old_field"])
         self.optimiser.restore(state["optimiser"])
+        self.start = Start(**state["start"]) if state.get("start") else None
         self.generator.set_state(state["generator"])
         self.progress = dict(state["progress"])
         self.rows = [list(row) for row in state["rows"]]
@@ -434,28 +448,9 @@ class TrainingRun:
             "versions": {"boltztilt": boltztilt.__version__, "torch": torch.__version__},
             "recipe": self.recipe.to_mapping(),
         }
+        if self.start is not None:
+            metadata["start"] = self.start.metadata
         return Sampler(self.system, copy.deepcopy(self.average), metadata)
-
-
-def _start_weights(field: nn.Module, recipe: Recipe) -> dict[str, Tensor] | None:
-    """The weights with which polishing begins, if not with those of the ladder.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: they do not fit the field.
-    """
-    if not recipe.start_from:
-        return None
-    weights, metadata = load_weights(find_weights(recipe.start_from)[0])
-    try:
-        copy.deepcopy(field).load_state_dict(weights)
-    except RuntimeError as error:
-        network = metadata.get("recipe", {}).get("network")
-        raise ValueError(
-            f"recipe: the field of start_from = {recipe.start_from!r}, made with {network}, does "
-            f"not fit one made with {dict(recipe.network)}"
-        ) from error
-    return weights
 
 
 def state_path(folder: Path) -> Path:

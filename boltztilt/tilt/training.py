@@ -91,6 +91,7 @@ def _started(
     copies = {} if folder is None else _files_to_keep(system)
     recipe = Recipe.from_mapping(_merged(system.recipe, overrides))
     run = TrainingRun(system, recipe, seed, device)
+    run.read_start()
     if folder is None:
         return run
     folder.mkdir(parents=True, exist_ok=True)

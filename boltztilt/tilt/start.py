@@ -1,0 +1,57 @@
+"""The field of another sampler, with which polishing begins."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from boltztilt.checkpoint import load_weights
+from boltztilt.sampling.sampler import find_weights
+
+
+class Start(NamedTuple):
+    """Weights, no longer kept once they are in use, and the record of how they were made."""
+
+    weights: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Start:
+    """The weights of a system, run folder or file, for a field made with the given settings.
+
+    Raises:
+        FileNotFoundError: there are no weights at the target.
+        ValueError: they belong to a field made otherwise, or their training did not reach a = 1.
+    """
+    weights, metadata = load_weights(find_weights(target)[0])
+    other = metadata.get("recipe", {}).get("network", {})
+    given, wanted = (with_defaults(settings, type(field)) for settings in (other, network))
+    different = sorted(name for name in given | wanted if given.get(name) != wanted.get(name))
+    if different:
+        words = ", ".join(f"{name} = {given.get(name)}" for name in different)
+        raise ValueError(
+            f"recipe: start_from = {target!r} has a network with {words}; set the same"
+        )
+    if not metadata.get("a", 0.0) >= 1.0:
+        raise ValueError(
+            f"recipe: start_from = {target!r} was trained up to a = {metadata.get('a')} only; "
+            "finish its training first"
+        )
+    try:
+        copy.deepcopy(field).load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"recipe: the field of start_from = {target!r} was made for other kinds of atoms"
+        ) from error
+    return Start(weights, metadata)
+
+
+def with_defaults(settings: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
+    """The settings of a network of this kind, with those that are left open."""
+    parameters = inspect.signature(kind).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {**defaults, "kind": "local_density", **settings}
