@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
     "likelihood_batch": 32,
     "likelihood_solver_steps": 12,
     "likelihood_grid_power": 2.0,
+    "likelihood_forces": True,
     "likelihood_anchor": 0.1,
     "uniform_times": 2,
     "smallest_noise": 0.003,

@@ -334,6 +334,7 @@ def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator
     ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
     assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 6 of 3 and one of 42: two stages
     assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
+    assert refinement(500, 55, 1 / 10) == [(16, 3), (8, 55), (1, 12)]
     assert [length for _, length in refinement(500)] == [3, 17, 12]
 
 

@@ -15,7 +15,10 @@ from boltztilt.systems.system import System
 SHORT_TRAJECTORY, LONG_TRAJECTORY = 3, 17
 """Leapfrog steps: measured on LJ-55, where 200 steps of MALA leave four times the energy W2."""
 
-LONG_TRAJECTORY_OF_BONDS = 55
+SHORT_SHARE = 1 / 3
+"""Share of the steps that go to short trajectories, which bring energies down."""
+
+LONG_TRAJECTORY_OF_BONDS, SHORT_SHARE_OF_BONDS = 55, 1 / 10
 """The same for bases that hold bonds together: stiff bonds keep steps short, torsions are slow."""
 
 
@@ -44,7 +47,8 @@ def refined(
     potential = CountedPotential(system.potential)
     generator = torch.Generator().manual_seed(seed)
     step_size = first_step(system) if step_size is None else step_size
-    stages = refinement(n_steps, long_trajectory(system))
+    share = SHORT_SHARE_OF_BONDS if system.base_kind == "bonds" else SHORT_SHARE
+    stages = refinement(n_steps, long_trajectory(system), share)
     n_accepted = 0.0
     states = []
     for batch in positions.split(batch_size):
@@ -73,15 +77,17 @@ def long_trajectory(system: System) -> int:
     return LONG_TRAJECTORY_OF_BONDS if system.base_kind == "bonds" else LONG_TRAJECTORY
 
 
-def refinement(n_steps: int, long: int = LONG_TRAJECTORY) -> list[tuple[int, int]]:
+def refinement(
+    n_steps: int, long: int = LONG_TRAJECTORY, short_share: float = SHORT_SHARE
+) -> list[tuple[int, int]]:
     """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
 
-    A third of the steps go to short trajectories; what those of `long` steps leave over is one
+    A share of the steps goes to short trajectories; what those of `long` steps leave over is one
     more.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; refine with at least 1 step")
-    n_short = n_steps // 3 // SHORT_TRAJECTORY
+    n_short = int(n_steps * short_share) // SHORT_TRAJECTORY
     left = n_steps - n_short * SHORT_TRAJECTORY
     stages = [
         (n_short, SHORT_TRAJECTORY),
