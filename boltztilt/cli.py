@@ -325,7 +325,8 @@ def train(
     except KeyboardInterrupt:
         print(f"stopped; {next_command(name, output)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    console.print_table(f"trained {name}", console.report_rows(sampler.metadata, {"recipe"}))
+    rows = console.report_rows(sampler.metadata, {"recipe", "start"})
+    console.print_table(f"trained {name}", rows)
     console.print_files([output / "weights.safetensors", output / "log.csv"])
 
 
