@@ -330,9 +330,9 @@ def test_refinement_takes_the_steps_it_is_given(n_steps):
 
 
 def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator):
-    """Of 500 steps 165 are in short trajectories, then 6 of 55 come in place of 19 of 17."""
+    """Of 500 steps a tenth instead of a third are in short trajectories, the others in longer."""
     ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
-    assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 6 of 3 and one of 42: two stages
+    assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 2 of 3 and one of 54: two stages
     assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
     assert refinement(500, 55, 1 / 10) == [(16, 3), (8, 55), (1, 12)]
     assert [length for _, length in refinement(500)] == [3, 17, 12]

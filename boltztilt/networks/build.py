@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
 from boltztilt.systems.system import System
 
-KINDS = ("local_density", "egnn", "perceptron")
+CLASSES = {"local_density": LocalDensityField, "egnn": EGNN, "perceptron": Perceptron}
+DEFAULT_KIND = "local_density"
 
 
 def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
@@ -24,9 +26,10 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
         ValueError: unknown kind or setting, or a network that cannot represent the system.
     """
     arguments = dict(settings)
-    kind = arguments.pop("kind", "local_density")
-    if kind not in KINDS:
-        raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    kind = arguments.pop("kind", DEFAULT_KIND)
+    if kind not in CLASSES:
+        known = ", ".join(CLASSES)
+        raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {known}")
     if kind != "perceptron":
         _check_symmetries(kind, system)
     try:
@@ -37,6 +40,14 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
         return LocalDensityField(**arguments, pairing=pairing_of(system))
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network of a known kind, with those that are left open."""
+    kind = settings.get("kind", DEFAULT_KIND)
+    parameters = inspect.signature(CLASSES[kind]).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {**defaults, **settings, "kind": kind}
 
 
 def _check_symmetries(kind: str, system: System) -> None:

@@ -12,14 +12,16 @@ from boltztilt.energy import CountedPotential
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.systems.system import System
 
-SHORT_TRAJECTORY, LONG_TRAJECTORY = 3, 17
-"""Leapfrog steps: measured on LJ-55, where 200 steps of MALA leave four times the energy W2."""
+SHORT_TRAJECTORY = 3
+"""Leapfrog steps of the trajectories that bring energies down."""
 
-SHORT_SHARE = 1 / 3
-"""Share of the steps that go to short trajectories, which bring energies down."""
+LONG_TRAJECTORY = {"isotropic": 17, "bonds": 55}
+"""Those of the trajectories that carry structures far, by the kind of the base. Measured on LJ-55,
+where 200 steps of MALA leave four times the energy W2, and on alanine dipeptide: stiff bonds keep
+steps short, and torsions are slow."""
 
-LONG_TRAJECTORY_OF_BONDS, SHORT_SHARE_OF_BONDS = 55, 1 / 10
-"""The same for bases that hold bonds together: stiff bonds keep steps short, torsions are slow."""
+SHORT_SHARE = {"isotropic": 1 / 3, "bonds": 1 / 10}
+"""Share of the steps that go to short trajectories, by the kind of the base."""
 
 
 class Refined(NamedTuple):
@@ -47,8 +49,7 @@ def refined(
     potential = CountedPotential(system.potential)
     generator = torch.Generator().manual_seed(seed)
     step_size = first_step(system) if step_size is None else step_size
-    share = SHORT_SHARE_OF_BONDS if system.base_kind == "bonds" else SHORT_SHARE
-    stages = refinement(n_steps, long_trajectory(system), share)
+    stages = refinement(n_steps, LONG_TRAJECTORY[system.base_kind], SHORT_SHARE[system.base_kind])
     n_accepted = 0.0
     states = []
     for batch in positions.split(batch_size):
@@ -72,13 +73,10 @@ def first_step(system: System) -> float:
     return system.base_std / 50
 
 
-def long_trajectory(system: System) -> int:
-    """Leapfrog steps of the trajectories that carry structures far at the target."""
-    return LONG_TRAJECTORY_OF_BONDS if system.base_kind == "bonds" else LONG_TRAJECTORY
-
-
 def refinement(
-    n_steps: int, long: int = LONG_TRAJECTORY, short_share: float = SHORT_SHARE
+    n_steps: int,
+    long: int = LONG_TRAJECTORY["isotropic"],
+    short_share: float = SHORT_SHARE["isotropic"],
 ) -> list[tuple[int, int]]:
     """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
 

@@ -101,30 +101,33 @@ class Losses:
         )
         evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
         size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
-        parts = particles[chosen].split(size)
         if recipe.likelihood_forces:
-            losses = self._along_paths(parts, times)
-        else:
-            given = (self.system.base, times)
-            losses = [
-                partial(likelihood_loss, self.velocity, self.rates, part, *given) for part in parts
-            ]
-        shares = [Share(len(part) / n, loss) for part, loss in zip(parts, losses, strict=True)]
-        return shares + self._anchors(particles)
+            return self._along_paths(particles[chosen], size, times) + self._anchors(particles)
+        fields = (self.velocity, self.rates)
+        losses = [
+            Share(
+                len(part) / n,
+                partial(likelihood_loss, *fields, particles[part], self.system.base, times),
+            )
+            for part in chosen.split(size)
+        ]
+        return losses + self._anchors(particles)
 
-    def _along_paths(self, parts: Sequence[Tensor], times: Tensor) -> list[partial[Tensor]]:
-        """-log q of the parts of a batch, with gradients along paths."""
-        forces = self.potential.energy_and_force(torch.cat(list(parts)))[1].split(len(parts[0]))
+    def _along_paths(self, batch: Tensor, size: int, times: Tensor) -> list[Share]:
+        """Mean -log q of a batch in shares of `size`, with its gradient along paths."""
+        forces = self.potential.energy_and_force(batch)[1]
         fields, given = (self.frozen, self.frozen_rates), (self.system.base, times)
         tasks = [
-            partial(path_slopes, *fields, part, force, *given)
-            for part, force in zip(parts, forces, strict=True)
+            partial(path_slopes, *fields, *part, *given)
+            for part in zip(batch.split(size), forces.split(size), strict=True)
         ]
-        found = list(in_threads(tasks, self.device))
-        slopes = shortened(torch.cat([slopes for _, slopes in found])).split(len(parts[0]))
+        losses, slopes = map(torch.cat, zip(*in_threads(tasks, self.device), strict=True))
+        parts = (values.split(size) for values in (batch, losses, shortened(slopes)))
         return [
-            partial(path_loss, self.velocity, part, losses, slope, times)
-            for part, (losses, _), slope in zip(parts, found, slopes, strict=True)
+            Share(
+                len(part) / len(batch), partial(path_loss, self.velocity, part, loss, slope, times)
+            )
+            for part, loss, slope in zip(*parts, strict=True)
         ]
 
     def _anchors(self, particles: Tensor) -> list[Share]:

@@ -23,7 +23,7 @@ from boltztilt.files import atomic_path
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
-from boltztilt.sampling.refinement import long_trajectory
+from boltztilt.sampling.refinement import LONG_TRAJECTORY
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
@@ -240,7 +240,7 @@ class TrainingRun:
         if self.progress["stage"] == "likelihood":
             return self.recipe.likelihood_steps
         first = self.recipe.first_rung_factor if self.progress["rung"] == 0 else 1.0
-        return round(self.recipe.steps_per_rung * first)
+        return max(1, round(self.recipe.steps_per_rung * first))
 
     def _start_rung(self) -> Rung:
         self.old_field.load_state_dict(self.average.state_dict())
@@ -306,9 +306,8 @@ class TrainingRun:
                 self.device,
             )
             steps *= BURN_IN
-        self.particles, acceptance = self.chains.run(
-            self.particles, 1.0, steps, long_trajectory(self.system)
-        )
+        long = LONG_TRAJECTORY[self.system.base_kind]
+        self.particles, acceptance = self.chains.run(self.particles, 1.0, steps, long)
         energy = self.potential.energy(self.particles).double()
         finite = torch.isfinite(energy) & torch.isfinite(self.particles).flatten(1).all(dim=1)
         if not finite.any():

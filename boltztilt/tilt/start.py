@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights
+from boltztilt.networks.build import with_defaults
 from boltztilt.sampling.sampler import find_weights
 
 
@@ -29,7 +29,7 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
     """
     weights, metadata = load_weights(find_weights(target)[0])
     other = metadata.get("recipe", {}).get("network", {})
-    given, wanted = (with_defaults(settings, type(field)) for settings in (other, network))
+    given, wanted = (with_defaults(settings) for settings in (other, network))
     different = sorted(name for name in given | wanted if given.get(name) != wanted.get(name))
     if different:
         words = ", ".join(f"{name} = {given.get(name)}" for name in different)
@@ -48,10 +48,3 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
             f"recipe: the field of start_from = {target!r} was made for other kinds of atoms"
         ) from error
     return Start(weights, metadata)
-
-
-def with_defaults(settings: Mapping[str, Any], kind: type[nn.Module]) -> dict[str, Any]:
-    """The settings of a network of this kind, with those that are left open."""
-    parameters = inspect.signature(kind).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {**defaults, "kind": "local_density", **settings}
