@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from boltztilt.analysis.evaluation import compare, compare_molecules, evaluate
+from boltztilt.analysis import metrics
+from boltztilt.analysis.evaluation import NoiseFloors, compare, compare_molecules, evaluate
 from boltztilt.analysis.reference import Reference
 from boltztilt.console import report_rows, sample_rows
 from boltztilt.potentials.harmonic import Harmonic
@@ -108,8 +109,8 @@ def test_the_exact_sampler_stands_at_every_floor(reference):
         assert exact[name]["raw"] < floor.value + 4 * floor.error, name
 
 
-def test_refined_samples_are_compared_without_weights(reference):
-    report = evaluate(BaseSampler(), reference, n=2000, seed=3, refine_steps=120)
+def test_refined_samples_are_compared_and_drawn_without_weights(reference, tmp_path):
+    report = evaluate(BaseSampler(), reference, n=2000, seed=3, refine_steps=120, out=tmp_path)
     refined = report["refined"]
     assert refined["refine_steps"] == 120
     assert abs(refined["energy"].value - DOF / 2) < 4 * refined["energy"].error
@@ -118,6 +119,29 @@ def test_refined_samples_are_compared_without_weights(reference):
         assert set(refined[name]) == {"raw", "floor"}
         assert refined[name]["raw"] < floor.value + 4 * floor.error < report[name]["raw"]
     assert "reweighted" not in refined["beyond_reference"]
+    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert {"refined_energy", "refined_pair_distances"} < names
+    assert "refined_log_weights" not in names
+
+
+def test_floors_are_measured_once_for_each_number_of_structures(reference, monkeypatch):
+    measured = []
+    noise_floor = metrics.noise_floor
+
+    def counted(distance, target, n, *rest):
+        measured.append(n)
+        return noise_floor(distance, target, n, *rest)
+
+    monkeypatch.setattr(metrics, "noise_floor", counted)
+    floors = NoiseFloors(seed=4)
+    ensemble = BaseSampler().sample(500)
+    first = compare(ensemble, reference, 4, floors)
+    assert sorted(measured) == sorted(3 * [500] + 3 * [round(ensemble.n_effective)])
+    unweighted = Ensemble(ensemble.positions, ensemble.energies, None, SYSTEM)
+    second = compare(unweighted, reference, 4, floors)
+    assert len(measured) == 6
+    for name in ("energy_w1", "energy_w2", "pair_distance_w1"):
+        assert second[name]["floor"] == first[name]["floor"]
 
 
 def test_report_and_figures_are_written(report, folder):

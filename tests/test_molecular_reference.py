@@ -76,6 +76,9 @@ def test_replica_exchange_agrees(made, tempered):
     assert z_score(tempered.averages["energy"], 1.5) < 3.5
     assert abs(made.checks["tempering_deviation"]["energy"]) < 3.5
     assert made.info["tempering_exchanged"] > 0.5
+    assert set(tempered.checks["drift"]) == set(tempered.checks["r_hat"]) == set(tempered.averages)
+    assert made.checks["tempering_r_hat"]["energy"] < 1.2
+    assert abs(made.checks["tempering_drift"]["energy"]) < 3.5
 
 
 def test_replicas_start_at_different_structures_of_the_target(tempered):
@@ -117,7 +120,8 @@ def test_tempered_round_trip(tempered, tmp_path):
     tempered.save(tmp_path / "tempering.pt")
     loaded = Tempered.load(tmp_path / "tempering.pt")
     assert torch.equal(loaded.starts, tempered.starts)
-    assert (loaded.averages, loaded.info) == (tempered.averages, tempered.info)
+    for name in ("averages", "checks", "info"):
+        assert getattr(loaded, name) == getattr(tempered, name)
 
 
 def test_correction_brings_bonds_of_another_energy_to_the_target(made, generator):
@@ -137,6 +141,8 @@ def test_disagreement_is_named():
     assert deviation(Estimate(0.0, math.nan), Estimate(0.0, 0.0)) == 0.0
     words = failed_checks({"tempering_deviation": {"alpha_L of ALA2": -7.0, "beta of ALA2": 1.0}})
     assert words == ["alpha L of ALA2 differs from replica exchange by -7.0 standard errors"]
+    (words,) = failed_checks({"tempering_drift": {"alpha_R of ALA2": 4.0, "energy": -2.0}})
+    assert words.startswith("alpha R of ALA2 drifts in replica exchange by +4.0 standard errors")
 
 
 def test_blocks_keep_replicas_apart():

@@ -10,6 +10,7 @@ from boltztilt.analysis.metrics import short_pair_occupancy
 from boltztilt.analysis.reference import (
     Reference,
     check_equilibration,
+    drift,
     failed_checks,
     laplacian,
     make_reference,
@@ -71,6 +72,16 @@ def test_r_hat_is_one_for_independent_draws_and_large_for_stuck_chains():
     modes = 3.0 * torch.randint(2, (500, 1), generator=generator)
     assert r_hat(draws + modes) > 1.5
     assert r_hat(modes.expand(500, 10).double()) == math.inf
+
+
+def test_drift_is_in_standard_errors_over_chains(generator):
+    values = torch.randn(400, 10, dtype=torch.float64, generator=generator)
+    assert abs(drift(values)) < 3.5
+    values[:, 5:] += 0.5
+    expected = 0.5 / math.sqrt(2 / 5 / 400)
+    assert drift(values) == pytest.approx(expected, rel=0.25)
+    assert drift(torch.zeros(400, 10, dtype=torch.float64)) == 0.0
+    assert drift(torch.arange(10, dtype=torch.float64).repeat(4, 1)) == math.inf
 
 
 def test_laplacian_is_the_trace_of_the_hessian_on_the_subspace():

@@ -340,7 +340,11 @@ def small(tmp_path_factory):
 def test_polishing_begins_with_the_field_of_another_sampler(small):
     """A field of clusters does not depend on their size; it stays as it is at a rate of zero."""
     rates = {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
-    made = train(LARGE, start_from=str(small), **FROM_START, **rates)
+    seen = []
+    made = train(LARGE, start_from=str(small), progress=seen.append, **FROM_START, **rates)
+    for status in seen:  # no update yet, no loss
+        waiting = status.stage == "ladder" or (status.stage, status.step) == ("polish", 0)
+        assert math.isnan(status.loss) == waiting
     assert made.metadata["a"] == 1.0
     assert made.metadata["n_rungs"] > 1
     assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]

@@ -20,10 +20,12 @@ from boltztilt.hardware import hardware
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import write_report
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.estimate import weighted_mean
+from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.sampling.sampler import DEFAULT_STEPS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from boltztilt.sampling.sampler import Sampler
 
 Value = TypeVar("Value")
@@ -61,7 +63,8 @@ def evaluate(
     reference_log_weights = log_weights_at(
         sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
     )
-    compared = compare(ensemble, reference, seed)
+    floors = NoiseFloors(seed)
+    compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {
         **_inserted(ensemble.report(), "ess", basins),
@@ -76,15 +79,22 @@ def evaluate(
         "reference": reference.report(),
         "training": dict(sampler.metadata),
     }
-    if refine_steps > 0:
-        refined = ensemble.refine(refine_steps, seed=seed)
+    refined = ensemble.refine(refine_steps, seed=seed) if refine_steps > 0 else None
+    if refined is not None:
         report["refined"] = {
             "refine_steps": refine_steps,
             "energy": refined.mean_energy(weighted=False),
-            **compare(refined, reference, seed),
+            **compare(refined, reference, seed, floors),
         }
     if out is not None:
-        write_evaluation(Path(out), report, ensemble, reference, reference_log_weights)
+        figures = comparison_figures(ensemble, reference, report)
+        figures["log_weights"] = plots.log_weight_figure(
+            ensemble.log_weights, reference_log_weights, report["log_z_bar"].value, ensemble.ess
+        )
+        if refined is not None:
+            found = comparison_figures(refined, reference, report["refined"])
+            figures |= {f"refined_{name}": figure for name, figure in found.items()}
+        write_evaluation(Path(out), report, figures)
     return report
 
 
@@ -103,20 +113,24 @@ def log_weights_at(
     return -reference.energies[:n] - torch.cat(densities)
 
 
-def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str, Any]:
+def compare(
+    ensemble: Ensemble, reference: Reference, seed: int = 0, floors: NoiseFloors | None = None
+) -> dict[str, Any]:
     """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
 
     `floor` is the distance of as many reference structures as the ensemble has; `floor_effective`
     that of as many as its weights are worth, the best that reweighting can reach. Ensembles without
-    weights are compared as they are. Molecules are compared in their conformations as well.
+    weights are compared as they are. Molecules are compared in their conformations as well. Floors
+    that another comparison with the same reference has measured can be given.
     """
+    floors = floors or NoiseFloors(seed)
     limit = reference.energies.quantile(TAIL)
     beyond = (~(ensemble.energies <= limit)).double()
     compared: dict[str, Any] = {
         "energy_reference": reference.checks.get("energy", weighted_mean(reference.energies)),
-        "energy_w1": _energy_distances(ensemble, reference, 1, seed),
-        "energy_w2": _energy_distances(ensemble, reference, 2, seed),
-        "pair_distance_w1": _pair_distances(ensemble, reference, seed),
+        "energy_w1": _energy_distances(ensemble, reference, 1, floors),
+        "energy_w2": _energy_distances(ensemble, reference, 2, floors),
+        "pair_distance_w1": _pair_distances(ensemble, reference, floors),
         "geometric_w2": _geometric_distances(ensemble, reference, seed),
         "beyond_reference": {
             "energy": float(limit),
@@ -129,11 +143,13 @@ def compare(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str
     if isinstance(ensemble.system.potential, DoubleWell):
         compared["short_pair_occupancy"] = _occupancies(ensemble, reference)
     if ensemble.system.molecule is not None:
-        compared |= compare_molecules(ensemble, reference, seed)
+        compared |= compare_molecules(ensemble, reference, floors)
     return compared
 
 
-def compare_molecules(ensemble: Ensemble, reference: Reference, seed: int = 0) -> dict[str, Any]:
+def compare_molecules(
+    ensemble: Ensemble, reference: Reference, floors: NoiseFloors | None = None
+) -> dict[str, Any]:
     """Basins, intact structures, torsions, bonds and angles, raw and reweighted.
 
     `basins` and `basin_free_energies` (kT) tell, by residue, what an effective sample size is
@@ -144,6 +160,7 @@ def compare_molecules(ensemble: Ensemble, reference: Reference, seed: int = 0) -
     system, molecule = ensemble.system, ensemble.system.molecule
     if molecule is None:
         raise ValueError(f"system {system.name!r} is not a molecule: it has no conformations")
+    floors = floors or NoiseFloors()
     faults = partial(
         conformations.intact,
         molecule=molecule,
@@ -155,11 +172,15 @@ def compare_molecules(ensemble: Ensemble, reference: Reference, seed: int = 0) -
     )
     ours, theirs = faults(ensemble.positions), faults(reference.positions)
     return {
-        **_torsion_comparison(ensemble, reference, seed),
+        **_torsion_comparison(ensemble, reference, floors),
         "structures": _by_name(ours.fractions, theirs.fractions, ensemble),
-        "bond_lengths_nm": _moment_deviations(lengths, ensemble, reference, seed),
+        "bond_lengths_nm": _moment_deviations("bond lengths", lengths, ensemble, reference, floors),
         "bond_angles_degrees": _moment_deviations(
-            lambda positions: angles(positions) * (180 / math.pi), ensemble, reference, seed
+            "bond angles",
+            lambda positions: angles(positions) * (180 / math.pi),
+            ensemble,
+            reference,
+            floors,
         ),
     }
 
@@ -176,43 +197,69 @@ def check_extras() -> None:
     import_estimators()
 
 
-def write_evaluation(
-    folder: Path,
-    report: dict[str, Any],
-    ensemble: Ensemble,
-    reference: Reference,
-    reference_log_weights: Float64[Tensor, "reference"],
-) -> list[Path]:
-    """Writes report.json and plots/*.png and returns the paths."""
+def comparison_figures(
+    ensemble: Ensemble, reference: Reference, compared: Mapping[str, Any]
+) -> dict[str, Figure]:
+    """The figures of one comparison by name; `compared` is what `compare` found."""
     figures = {
-        "energy": plots.energy_figure(ensemble, reference, report["energy_w2"]),
+        "energy": plots.energy_figure(ensemble, reference, compared["energy_w2"]),
         "pair_distances": plots.pair_distance_figure(
-            ensemble, reference, report["pair_distance_w1"]
-        ),
-        "log_weights": plots.log_weight_figure(
-            ensemble.log_weights, reference_log_weights, report["log_z_bar"].value, ensemble.ess
+            ensemble, reference, compared["pair_distance_w1"]
         ),
     }
     if conformations.residue_torsions(ensemble.positions[:1], ensemble.system):
         figures["ramachandran"] = plots.ramachandran_figure(ensemble, reference)
         figures["torsions"] = plots.torsion_figure(ensemble, reference)
+    return figures
+
+
+def write_evaluation(
+    folder: Path, report: dict[str, Any], figures: Mapping[str, Figure]
+) -> list[Path]:
+    """Writes report.json and plots/*.png, that of the training log included if it is there."""
     log = folder / "log.csv"
     if log.is_file():
-        figures["ladder"] = plots.ladder_figure(plots.read_log(log))
+        figures = {**figures, "ladder": plots.ladder_figure(plots.read_log(log))}
     folder.mkdir(parents=True, exist_ok=True)
     write_report(folder / "report.json", report)
     return [folder / "report.json", *plots.write_figures(folder / "plots", figures)]
 
 
+class NoiseFloors:
+    """Distances between parts of one reference, each measured once for a number of structures."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.known: dict[tuple[str, int], Estimate] = {}
+
+    def beside(
+        self,
+        name: str,
+        distance: Callable[[Tensor, Tensor], float],
+        reference: Tensor,
+        ensemble: Ensemble,
+        n_repeats: int = 10,
+    ) -> dict[str, Estimate]:
+        """The floors of a distance of this name, for the structures and for their weights."""
+        sizes = {"floor": len(ensemble)}
+        if ensemble.has_weights:
+            sizes["floor_effective"] = max(2, round(ensemble.n_effective))
+        for size in sizes.values():
+            if (name, size) not in self.known:
+                found = metrics.noise_floor(distance, reference, size, n_repeats, self.seed)
+                self.known[name, size] = found
+        return {view: self.known[name, size] for view, size in sizes.items()}
+
+
 def _energy_distances(
-    ensemble: Ensemble, reference: Reference, order: int, seed: int
+    ensemble: Ensemble, reference: Reference, order: int, floors: NoiseFloors
 ) -> dict[str, Any]:
     def distance(first: Tensor, second: Tensor, weights: Tensor | None = None) -> float:
         return metrics.energy_wasserstein(first, second, weights, order=order)
 
     return {
         **_by_view(ensemble, partial(distance, ensemble.energies, reference.energies)),
-        **_floors(distance, reference.energies, ensemble, seed),
+        **floors.beside(f"energy W{order}", distance, reference.energies, ensemble),
     }
 
 
@@ -222,27 +269,13 @@ def _by_view(ensemble: Ensemble, figure: Callable[[Tensor | None], Value]) -> di
     return views | {"reweighted": figure(ensemble.weights)} if ensemble.has_weights else views
 
 
-def _pair_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
+def _pair_distances(
+    ensemble: Ensemble, reference: Reference, floors: NoiseFloors
+) -> dict[str, Any]:
     distance = metrics.pair_distance_wasserstein
     return {
         **_by_view(ensemble, partial(distance, ensemble.positions, reference.positions)),
-        **_floors(distance, reference.positions, ensemble, seed, n_repeats=4),
-    }
-
-
-def _floors(
-    distance: Callable[[Tensor, Tensor], float],
-    reference: Tensor,
-    ensemble: Ensemble,
-    seed: int,
-    n_repeats: int = 10,
-) -> dict[str, Any]:
-    sizes = {"floor": len(ensemble)}
-    if ensemble.has_weights:
-        sizes["floor_effective"] = max(2, round(ensemble.n_effective))
-    return {
-        name: metrics.noise_floor(distance, reference, size, n_repeats, seed)
-        for name, size in sizes.items()
+        **floors.beside("pair distances", distance, reference.positions, ensemble, n_repeats=4),
     }
 
 
@@ -275,7 +308,9 @@ def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str
     }
 
 
-def _torsion_comparison(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, Any]:
+def _torsion_comparison(
+    ensemble: Ensemble, reference: Reference, floors: NoiseFloors
+) -> dict[str, Any]:
     """Basins and histograms of every residue; nothing without a peptide backbone."""
     compared: dict[str, Any] = {
         name: {} for name in ("basins", "basin_free_energies", "ramachandran")
@@ -289,7 +324,9 @@ def _torsion_comparison(ensemble: Ensemble, reference: Reference, seed: int) -> 
             compared[key][name] = _by_name(
                 partial(function, ours), partial(function, theirs[name]), ensemble
             )
-        compared["ramachandran"][name] = _ramachandran_distances(ours, theirs[name], ensemble, seed)
+        compared["ramachandran"][name] = _ramachandran_distances(
+            name, ours, theirs[name], ensemble, floors
+        )
     return {key: entries for key, entries in compared.items() if entries}
 
 
@@ -305,7 +342,7 @@ def _by_name(
 
 
 def _ramachandran_distances(
-    ours: Tensor, theirs: Tensor, ensemble: Ensemble, seed: int
+    residue: str, ours: Tensor, theirs: Tensor, ensemble: Ensemble, floors: NoiseFloors
 ) -> dict[str, Any]:
     n_bins = conformations.bin_number(min(len(ours), len(theirs)))
     histogram = partial(conformations.ramachandran, n_bins=n_bins)
@@ -323,13 +360,17 @@ def _ramachandran_distances(
         distance = partial(between, function)
         compared[function.__name__] = {
             **_by_view(ensemble, partial(distance, ours, theirs)),
-            **_floors(distance, theirs, ensemble, seed),
+            **floors.beside(f"{function.__name__} of {residue}", distance, theirs, ensemble),
         }
     return compared
 
 
 def _moment_deviations(
-    variables: Callable[[Tensor], Tensor], ensemble: Ensemble, reference: Reference, seed: int
+    kind: str,
+    variables: Callable[[Tensor], Tensor],
+    ensemble: Ensemble,
+    reference: Reference,
+    floors: NoiseFloors,
 ) -> dict[str, dict[str, Any]]:
     """Deviations of means and standard deviations of some variables, with their floors."""
     ours, theirs = variables(ensemble.positions), variables(reference.positions)
@@ -344,7 +385,9 @@ def _moment_deviations(
     return {
         name: {
             **{view: deviations[name] for view, deviations in found.items()},
-            **_floors(partial(deviation, name), theirs, ensemble, seed, n_repeats=4),
+            **floors.beside(
+                f"{name} of {kind}", partial(deviation, name), theirs, ensemble, n_repeats=4
+            ),
         }
         for name in conformations.MomentDeviations._fields
     }

@@ -57,25 +57,30 @@ class Tempered:
     Attributes:
         starts: structures of the target from each ladder, evenly spaced over its rounds.
         averages: of the slow observables, with errors over the independent ladders.
+        checks: by observable, "r_hat" of the ladders and "drift", how far the later rounds differ
+            from the earlier ones in standard errors: large where ladders keep to themselves, or
+            still forget their start.
         info: how it was made.
     """
 
     starts: Float[Tensor, "ladders starts atoms 3"]
     averages: dict[str, Estimate]
+    checks: dict[str, dict[str, float]]
     info: dict[str, Any]
 
     def save(self, path: Path) -> None:
         """Writes everything, whole or not at all."""
         averages = {name: tuple(average) for name, average in self.averages.items()}
-        state = {"starts": self.starts, "averages": averages, "info": self.info}
-        save_state(path, {"progress": self.info["tempering_rounds"], **state})
+        state = {"starts": self.starts, "averages": averages, "checks": self.checks}
+        progress = self.info["tempering_rounds"]
+        save_state(path, {"progress": progress, "info": self.info, **state})
 
     @classmethod
     def load(cls, path: Path) -> Tempered:
         """What `save` wrote."""
         state = load_state(path)
         averages = {name: Estimate(*average) for name, average in state["averages"].items()}
-        return cls(state["starts"], averages, state["info"])
+        return cls(state["starts"], averages, state["checks"], state["info"])
 
 
 def make_molecular_reference(
@@ -95,7 +100,8 @@ def make_molecular_reference(
     nanoseconds. Frames therefore follow the target however slow the dynamics is. Replicas from
     the same ladder count as one chain: errors are those of independent ladders, and r_hat is far
     from 1 where replica exchange did not mix. The deviations from replica exchange tell whether
-    the dynamics itself, whose replicas start there, leads away from it.
+    the dynamics itself, whose replicas start there, leads away from it, and the drift of replica
+    exchange whether its ladders still forgot their start.
 
     The frames are then moved by a few Hamiltonian trajectories with Metropolis acceptance. These
     leave the target unchanged, so that bonds and angles follow it without the error of the time
@@ -140,6 +146,7 @@ def make_molecular_reference(
     }
     checks = check_dynamics(system, positions, energies)
     checks |= compare(checks["averages"], tempered.averages)
+    checks |= {f"tempering_{name}": values for name, values in tempered.checks.items()}
     order = torch.randperm(energies.numel(), generator=generator)[:n_samples]
     return Reference(
         positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
@@ -273,8 +280,11 @@ def temper(
             exchanged.append(chains.exchanged)
         if progress is not None:
             progress(min(done + OBSERVED_EVERY, n_rounds), n_rounds)
-    averages = {
-        name: chain_mean(torch.stack([each[name] for each in series], dim=1)) for name in series[0]
+    joined = {name: torch.stack([each[name] for each in series], dim=1) for name in series[0]}
+    averages = {name: chain_mean(values) for name, values in joined.items()}
+    checks = {
+        "r_hat": {name: r_hat(values) for name, values in joined.items()},
+        "drift": {name: drift(values) for name, values in joined.items()},
     }
     info = {
         "tempering_rounds": n_rounds,
@@ -285,7 +295,7 @@ def temper(
     }
     n_starts = min(STARTS_PER_LADDER, len(seen))
     starts = [seen[len(seen) * (k + 1) // n_starts - 1] for k in range(n_starts)]
-    return Tempered(torch.stack(starts, dim=1), averages, info)
+    return Tempered(torch.stack(starts, dim=1), averages, checks, info)
 
 
 def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the reference in grey, the sampler before and after reweighting."""
+"""Figures of an evaluation: the reference in grey, an ensemble as it is and by its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -46,15 +46,9 @@ def energy_figure(
     edges = torch.linspace(float(lowest - margin), float(highest + margin), N_BINS + 1).double()
     figure, axes = _new_figure()
     _histogram(axes, reference.energies, edges, "reference" + words["floor"], filled=True)
-    _histogram(axes, ensemble.energies, edges, "sampler" + words["raw"], color=RAW)
-    _histogram(
-        axes,
-        ensemble.energies,
-        edges,
-        "reweighted" + words["reweighted"],
-        weights=ensemble.weights,
-        color=REWEIGHTED,
-    )
+    for name, view in _views(ensemble).items():
+        label = view.label + words[name]
+        _histogram(axes, ensemble.energies, edges, label, view.weights, view.color)
     outside = float((~(ensemble.energies <= edges[-1])).double().mean())
     if outside > 0:
         axes.set_title(
@@ -73,17 +67,14 @@ def pair_distance_figure(
     furthest = pair_distances(reference.positions).max(dim=1).values.quantile(0.99)
     edges = torch.linspace(0.0, float(furthest), 2 * N_BINS + 1).double()
     middles = 0.5 * (edges[1:] + edges[:-1])
-    curves = {
-        "reference": radial_distribution(reference.positions, edges),
-        "raw": radial_distribution(ensemble.positions, edges),
-        "reweighted": radial_distribution(ensemble.positions, edges, ensemble.weights),
-    }
+    expected = radial_distribution(reference.positions, edges)
     figure, (above, below) = _new_figure(rows=2)
     label = "reference" + words["floor"]
-    above.fill_between(middles, curves["reference"], color=REFERENCE, label=label)
-    for name, colour, label in (("raw", RAW, "sampler"), ("reweighted", REWEIGHTED, "reweighted")):
-        above.plot(middles, curves[name], color=colour, label=label + words[name])
-        below.plot(middles, curves[name] - curves["reference"], color=colour)
+    above.fill_between(middles, expected, color=REFERENCE, label=label)
+    for name, view in _views(ensemble).items():
+        found = radial_distribution(ensemble.positions, edges, view.weights)
+        above.plot(middles, found, color=view.color, label=view.label + words[name])
+        below.plot(middles, found - expected, color=view.color)
     noise = 2 * _density_noise(reference, edges)
     below.fill_between(middles, -noise, noise, color=REFERENCE, label="reference ± 2 errors")
     above.set(ylabel="g(r) (1/length)", ylim=(0, None))
@@ -94,19 +85,21 @@ def pair_distance_figure(
 
 
 def ramachandran_figure(ensemble: Ensemble, reference: Reference) -> Figure:
-    """Free energy of (phi, psi) in kT: sampler, reweighted, reference; one row for each residue.
+    """Free energy of (phi, psi) in kT: sampler, by weight, reference; one row for each residue.
 
     -log of the probability of a bin over the largest of the reference, on one scale; bins without
     structures stay white. Dashed lines part the basins.
     """
     ours, theirs = _torsions(ensemble), _torsions(reference)
     n_bins = bin_number(min(len(ensemble), len(reference)))
-    figure, panels = _new_figure(rows=len(ours), columns=3, size=(9.0, 3.25 * len(ours)))
+    views = _views(ensemble).values()
+    n_columns = len(views) + 1
+    size = (0.6 + 2.8 * n_columns, 3.25 * len(ours))
+    figure, panels = _new_figure(rows=len(ours), columns=n_columns, size=size)
     figure.set_layout_engine("compressed")  # keeps the colour bar as high as square panels
-    for row, name in zip(_rows(panels, 3), ours, strict=True):
+    for row, name in zip(_rows(panels, n_columns), ours, strict=True):
         histograms = {
-            "sampler": ramachandran(ours[name], n_bins),
-            "reweighted": ramachandran(ours[name], n_bins, ensemble.weights),
+            **{view.label: ramachandran(ours[name], n_bins, view.weights) for view in views},
             "reference": ramachandran(theirs[name], n_bins),
         }
         largest = histograms["reference"].max()
@@ -132,8 +125,8 @@ def torsion_figure(ensemble: Ensemble, reference: Reference) -> Figure:
         ):
             first, second = first.rad2deg().double(), second.rad2deg().double()
             _histogram(axes, second, edges, "reference", filled=True)
-            _histogram(axes, first, edges, "sampler", color=RAW)
-            _histogram(axes, first, edges, "reweighted", weights=ensemble.weights, color=REWEIGHTED)
+            for view in _views(ensemble).values():
+                _histogram(axes, first, edges, view.label, view.weights, view.color)
             label = f"{symbol} of {name} (degrees)"
             axes.set(xlabel=label, xlim=_ends(edges), xticks=TORSION_TICKS, ylim=(0, None))
         row[0].set(ylabel="probability density (1/degree)")
@@ -233,6 +226,23 @@ def _new_figure(
     return figure, figure.subplots(rows, columns, sharex=columns == 1)
 
 
+class _View(NamedTuple):
+    """One way to look at an ensemble."""
+
+    label: str
+    color: str
+    weights: Tensor | None
+
+
+def _views(ensemble: Ensemble) -> dict[str, _View]:
+    """The ensemble as it is and, if it has any, by its weights: named as in reports."""
+    label = "refined" if "refine_steps" in ensemble.info else "sampler"
+    views = {"raw": _View(label, RAW, None)}
+    if ensemble.has_weights:
+        views["reweighted"] = _View("reweighted", REWEIGHTED, ensemble.weights)
+    return views
+
+
 def _histogram(
     axes: Axes,
     values: Tensor,
@@ -293,7 +303,8 @@ def _distance_words(symbol: str, distances: Mapping[str, Any] | None, unit: str)
     names = ("raw", "reweighted", "floor")
     if distances is None:
         return dict.fromkeys(names, "")
-    values = {name: float(getattr(distances[name], "value", distances[name])) for name in names}
+    known = {name: distances[name] for name in names if name in distances}
+    values = {name: float(getattr(value, "value", value)) for name, value in known.items()}
     words = {name: f", {symbol} = {value:.2g} {unit}".rstrip() for name, value in values.items()}
     return {**words, "floor": f", noise floor {values['floor']:.2g} {unit}".rstrip()}
 

@@ -231,6 +231,10 @@ def failed_checks(checks: Mapping[str, Any]) -> list[str]:
         if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
             words = f"{name.replace('_', ' ')} differs from replica exchange"
             failed.append(f"{words} by {value:+.1f} standard errors")
+    for name, value in checks.get("tempering_drift", {}).items():
+        if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
+            words = f"{name.replace('_', ' ')} drifts in replica exchange"
+            failed.append(f"{words} by {value:+.1f} standard errors, it needs more rounds")
     return failed
 
 
@@ -284,11 +288,16 @@ def chain_mean(values: Float64[Tensor, "chains rounds"]) -> Estimate:
     return Estimate(float(means.mean()), float(means.std()) / math.sqrt(len(means)))
 
 
-def drift(energies: Float64[Tensor, "chains rounds"]) -> float:
-    """Mean energy of the later rounds less that of the earlier ones, in standard errors."""
-    half = energies.shape[1] // 2
-    changes = energies[:, -half:].mean(dim=1) - energies[:, :half].mean(dim=1)
-    return float(changes.mean() / (changes.std() / math.sqrt(len(changes))))
+def drift(values: Float64[Tensor, "chains rounds"]) -> float:
+    """The mean of the later rounds less that of the earlier ones, in standard errors over chains.
+
+    It is 0 where no chain's mean changes at all.
+    """
+    half = values.shape[1] // 2
+    changes = values[:, -half:].mean(dim=1) - values[:, :half].mean(dim=1)
+    error = float(changes.std()) / math.sqrt(len(changes))
+    mean = float(changes.mean())
+    return mean / error if error > 0 else 0.0 if mean == 0 else math.copysign(math.inf, mean)
 
 
 def r_hat(values: Float64[Tensor, "chains rounds"]) -> float:

@@ -61,6 +61,9 @@ RUNG_COST = 20
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
 
+LOSS_MEMORY = 0.98
+"""Weight of the losses of earlier updates in the running mean that is shown."""
+
 BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
 
@@ -135,7 +138,7 @@ class TrainingRun:
             "stage_step": 0,
             "n_updates": 0,
             "n_skipped": 0,
-            "loss": 0.0,
+            "loss": float("nan"),
             "log_z": 0.0,
             "acceptance": 0.0,
             "mean_energy": float("nan"),
@@ -229,9 +232,10 @@ class TrainingRun:
         update_average(self.average, self.field, decay, n_taken)
         progress["n_updates"] += 1
         progress["stage_step"] += 1
-        memory = 0.98 if n_taken > 0 else 0.0
         if math.isfinite(value):
-            progress["loss"] = memory * progress["loss"] + (1 - memory) * value
+            first = n_taken == 0 or math.isnan(progress["loss"])
+            before = value if first else progress["loss"]
+            progress["loss"] = LOSS_MEMORY * before + (1 - LOSS_MEMORY) * value
 
     def _stage_steps(self) -> int:
         """Updates of the current rung, or of the stage after the ladder."""
