@@ -231,7 +231,8 @@ def base_words(system: System) -> str:
 def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     """Names and values of the figures printed after sampling."""
     rows = [("structures", str(len(ensemble.energies)))]
-    raw = energy_words(ensemble.mean_energy(weighted=False))
+    mean = energy_words(ensemble.mean_energy(weighted=False))
+    raw = f"{mean}, median {float(ensemble.energies.nanmedian()):.2f}"
     if ensemble.has_weights:
         rows += [
             ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),

@@ -316,6 +316,7 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
         (Estimate(3.25, 12.0), "3 ± 12"),
         (Estimate(1.5, 0.0), "1.5 ± 0"),
         (Estimate(1.0, 5.2e-17), "1 ± 5e-17"),
+        (Estimate(2.9812e22, 3.2e22), "2.981e+22 ± 3e+22"),
         (Estimate(1.5, math.nan), "1.5 ± unknown"),
     ],
 )

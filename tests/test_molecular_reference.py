@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import openmm as mm
 import pytest
 import torch
@@ -173,7 +174,9 @@ def test_systems_without_openmm_and_impossible_sizes_are_refused(made, tempered)
 
 
 @pytest.mark.slow
-def test_dipeptide_agrees_with_other_replica_exchange():
+def test_dipeptide_agrees_with_other_replica_exchange(monkeypatch):
+    # a million energies: compiled on the way, and compiled code cannot check its types as it runs
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     system = load_system("aldp")
     made = make_molecular_reference(system, temper(system, 600, seed=5), 2000, seed=5)
     other = compare(made.checks["averages"], temper(system, 600, seed=6).averages)

@@ -283,6 +283,7 @@ class Ensemble:
             "n_nonfinite": int((~torch.isfinite(self.energies)).sum()),
             **self.info,
             "energy_raw": self.mean_energy(weighted=False),
+            "energy_median_raw": float(self.energies.nanmedian()),
         }
         if self.groups is not None:
             report["n_groups"] = self.n_groups

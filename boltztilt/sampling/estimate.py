@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-MOST_DECIMALS = 6
-"""Numbers with smaller errors are printed to four digits."""
+MOST_DIGITS = 6
+"""Before or behind the decimal point; numbers with errors beyond are printed to four digits."""
 
 
 class Estimate(NamedTuple):
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
         if not math.isfinite(self.error) or self.error <= 0:
             return f"{self.value:.4g} ± {self.error:.2g}"
         exponent = math.floor(math.log10(self.error))
-        if exponent < -MOST_DECIMALS:
+        if not -MOST_DIGITS <= exponent < MOST_DIGITS:
             return f"{self.value:.4g} ± {self.error:.1g}"
         leading_one = self.error < 2 * 10.0**exponent
         decimals = max(0, -exponent + int(leading_one))
