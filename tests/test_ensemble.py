@@ -102,7 +102,12 @@ def test_structures_without_finite_energy_get_zero_weight():
     assert (ensemble.weights[:3] == 0).all()
     assert math.isclose(float(ensemble.weights.sum()), 1.0)
     assert math.isfinite(ensemble.mean_energy().value)
-    assert ensemble.report()["n_nonfinite"] == 3
+    report = ensemble.report()
+    assert report["n_nonfinite"] == 3
+    assert math.isinf(report["energy_raw"].value) or math.isnan(report["energy_raw"].value)
+    assert math.isclose(
+        report["energy_median_raw"], float(ensemble.energies[3:].median()), abs_tol=0.1
+    )
     ensemble.energies[:] = math.inf
     with pytest.raises(ValueError, match="none of the 1000 structures"):
         _ = ensemble.weights
