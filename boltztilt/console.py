@@ -232,7 +232,7 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     """Names and values of the figures printed after sampling."""
     rows = [("structures", str(len(ensemble.energies)))]
     mean = energy_words(ensemble.mean_energy(weighted=False))
-    raw = f"{mean}, median {float(ensemble.energies.nanmedian()):.2f}"
+    raw = f"{mean}, median {ensemble.median_energy:.2f}"
     if ensemble.has_weights:
         rows += [
             ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from boltztilt.analysis import metrics
-from boltztilt.analysis.evaluation import NoiseFloors, compare, compare_molecules, evaluate
+from boltztilt.analysis.comparison import NoiseFloors, compare, compare_molecules
+from boltztilt.analysis.evaluation import evaluate
 from boltztilt.analysis.reference import Reference
 from boltztilt.console import report_rows, sample_rows
 from boltztilt.potentials.harmonic import Harmonic

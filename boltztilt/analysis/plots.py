@@ -117,6 +117,7 @@ def ramachandran_figure(ensemble: Ensemble, reference: Reference) -> Figure:
 def torsion_figure(ensemble: Ensemble, reference: Reference) -> Figure:
     """The distributions of phi and psi, one row for each residue."""
     ours, theirs = _torsions(ensemble), _torsions(reference)
+    views = _views(ensemble).values()
     edges = torch.linspace(-180.0, 180.0, 2 * bin_number(len(ensemble)) + 1).double()
     figure, panels = _new_figure(rows=len(ours), columns=2, size=(9.0, 0.3 + 3.0 * len(ours)))
     for row, name in zip(_rows(panels, 2), ours, strict=True):
@@ -125,7 +126,7 @@ def torsion_figure(ensemble: Ensemble, reference: Reference) -> Figure:
         ):
             first, second = first.rad2deg().double(), second.rad2deg().double()
             _histogram(axes, second, edges, "reference", filled=True)
-            for view in _views(ensemble).values():
+            for view in views:
                 _histogram(axes, first, edges, view.label, view.weights, view.color)
             label = f"{symbol} of {name} (degrees)"
             axes.set(xlabel=label, xlim=_ends(edges), xticks=TORSION_TICKS, ylim=(0, None))
@@ -236,11 +237,9 @@ class _View(NamedTuple):
 
 def _views(ensemble: Ensemble) -> dict[str, _View]:
     """The ensemble as it is and, if it has any, by its weights: named as in reports."""
-    label = "refined" if "refine_steps" in ensemble.info else "sampler"
-    views = {"raw": _View(label, RAW, None)}
-    if ensemble.has_weights:
-        views["reweighted"] = _View("reweighted", REWEIGHTED, ensemble.weights)
-    return views
+    first = "refined" if "refine_steps" in ensemble.info else "sampler"
+    looks = {"raw": (first, RAW), "reweighted": ("reweighted", REWEIGHTED)}
+    return {name: _View(*looks[name], weights) for name, weights in ensemble.views.items()}
 
 
 def _histogram(

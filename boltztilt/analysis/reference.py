@@ -38,6 +38,12 @@ MOST_LAPLACIANS = 2000
 LARGEST_DEVIATION = 5.0  # standard errors by which a check may miss its exact value
 LARGEST_R_HAT = 1.1
 LARGEST_DEVIATION_OF_TEMPERING = 3.0
+TEMPERING_WORDS = {
+    "tempering_deviation": "differs from replica exchange by {:+.1f} standard errors",
+    "tempering_drift": (
+        "drifts in replica exchange by {:+.1f} standard errors, it needs more rounds"
+    ),
+}
 SUFFIXES = (".npz", ".dcd", ".xtc")
 
 
@@ -227,14 +233,10 @@ def failed_checks(checks: Mapping[str, Any]) -> list[str]:
     for name, value in checks.get("r_hat", {}).items():
         if value > LARGEST_R_HAT:
             failed.append(f"r_hat of {name.replace('_', ' ')} {value:.2f}, above {LARGEST_R_HAT}")
-    for name, value in checks.get("tempering_deviation", {}).items():
-        if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
-            words = f"{name.replace('_', ' ')} differs from replica exchange"
-            failed.append(f"{words} by {value:+.1f} standard errors")
-    for name, value in checks.get("tempering_drift", {}).items():
-        if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
-            words = f"{name.replace('_', ' ')} drifts in replica exchange"
-            failed.append(f"{words} by {value:+.1f} standard errors, it needs more rounds")
+    for check, words in TEMPERING_WORDS.items():
+        for name, value in checks.get(check, {}).items():
+            if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
+                failed.append(f"{name.replace('_', ' ')} {words.format(value)}")
     return failed
 
 

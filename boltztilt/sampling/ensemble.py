@@ -135,6 +135,11 @@ class Ensemble:
         return log_weights.softmax(dim=0)
 
     @property
+    def views(self) -> dict[str, Tensor | None]:
+        """Weights by which averages are reported: none ("raw") and, if any, ("reweighted")."""
+        return {"raw": None, "reweighted": self.weights} if self.has_weights else {"raw": None}
+
+    @property
     def n_effective(self) -> float:
         """Kish's effective number of samples, (sum w)² / sum w².
 
@@ -217,6 +222,11 @@ class Ensemble:
         weights = self.weights if weighted else None
         return weighted_mean(self.energies, weights, groups=self.groups)
 
+    @property
+    def median_energy(self) -> float:
+        """The median energy in kT, without weights: unlike the mean it bears a few overlaps."""
+        return float(self.energies.nanmedian())
+
     def resample(self, n: int | None = None, seed: int = 0) -> Ensemble:
         """`n` structures drawn by weight: equally weighted, repeated where the weight is large.
 
@@ -283,7 +293,7 @@ class Ensemble:
             "n_nonfinite": int((~torch.isfinite(self.energies)).sum()),
             **self.info,
             "energy_raw": self.mean_energy(weighted=False),
-            "energy_median_raw": float(self.energies.nanmedian()),
+            "energy_median_raw": self.median_energy,
         }
         if self.groups is not None:
             report["n_groups"] = self.n_groups
