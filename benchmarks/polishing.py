@@ -10,7 +10,7 @@ to zero in the second half:
   flow matching, rollouts  the same, replaced by new rollouts of the field every 500 updates
   exact weights            on 1,024 rollouts of the field, resampled by exp(-U)/q every 100 updates
   likelihood               of the particles of the ladder, through the flow and its divergence
-  likelihood along paths   the same with the gradient of `path_loss`, and without an anchor
+  likelihood along paths   the same with the gradient of `path_loss`
   independent coupling     flow matching on the particles, from a start without alignment
   target score             the same with targets informed by forces, where they vary less
 
@@ -123,7 +123,7 @@ ROWS: dict[str, tuple[type[TrainingRun], dict[str, Any]]] = {
     "flow matching, rollouts": (TrainingRun, {"polish_rollout_every": 5, "polish_refresh": 100}),
     "exact weights": (ExactWeightRun, {"polish_refresh": 100}),
     "likelihood": (TrainingRun, {"likelihood_forces": False}),
-    "likelihood along paths": (TrainingRun, {"likelihood_forces": True, "likelihood_anchor": 0.0}),
+    "likelihood along paths": (TrainingRun, {"likelihood_forces": True}),
     "independent coupling": (TrainingRun, {"coupling": "independent", "polish_rollout_every": 0}),
     "target score": (TargetScoreRun, {"coupling": "independent", "polish_rollout_every": 0}),
 }

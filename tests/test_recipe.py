@@ -11,6 +11,7 @@ BAD_VALUES = {
     "coupling": "kabsch",
     "recentring": "nuts",
     "optimiser": "sgd",
+    "precision": "float16",
     "cess": 1.0,
     "smallest_noise": 0.0,
     "matching_fraction": 1.5,

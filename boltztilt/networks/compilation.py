@@ -65,7 +65,8 @@ class Compiled:
         self.seen: set[tuple] = set()
 
     def __call__(self, *inputs: Tensor) -> Any:
-        kind = (torch.is_grad_enabled(), torch.get_num_threads(), *map(_kind, inputs))
+        rounded = torch.is_autocast_enabled(inputs[0].device.type)
+        kind = (torch.is_grad_enabled(), torch.get_num_threads(), rounded, *map(_kind, inputs))
         if kind in self.seen:
             return self.function(*inputs)
         finish_alone()

@@ -29,6 +29,7 @@ from boltztilt.networks.local_density_features import (
     switched,
 )
 from boltztilt.networks.pair_layout import NeighbourPairs, PairLayout, pair_layout
+from boltztilt.networks.precision import full_precision
 from boltztilt.networks.radial import WarpedBumps, switch_with_derivative
 from boltztilt.networks.time_features import TimeFeatures
 
@@ -141,7 +142,8 @@ class LocalDensityField(nn.Module):
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity of each configuration at its time."""
         layout = pair_layout(positions, self.cutoff)
-        geometry = self.pair_geometry(positions, layout)
+        with full_precision(positions):
+            geometry = self.pair_geometry(positions, layout)
         basis = self.radial_features(times, geometry, layout)
         radial = self.scaled_by_kind(self.radial(basis), layout)
         densities = self.densities(switched(radial, geometry), geometry, layout)
@@ -150,10 +152,11 @@ class LocalDensityField(nn.Module):
         projections = self.projections(densities, geometry, layout)
         edges = self.edge_activations(basis, projections, nodes, modulation, geometry, layout)
         pair_factors = self.pair_factors(edges, nodes, modulation, layout)
-        learned = self.local_velocity(pair_factors, nodes, densities, geometry, layout)
-        learned = learned[..., : positions.shape[-1]]
-        if self.collective is not None:
-            learned = learned + self.collective(times, positions)
+        with full_precision(positions):
+            learned = self.local_velocity(pair_factors, nodes, densities, geometry, layout)
+            learned = learned[..., : positions.shape[-1]]
+            if self.collective is not None:
+                learned = learned + self.collective(times, positions)
         return self.velocity(times, positions, learned)
 
     def velocity_and_divergence(

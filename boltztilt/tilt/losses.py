@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boltztilt.energy import Potential
+from boltztilt.networks.precision import in_precision
 from boltztilt.parallel import in_threads, structures_per_share
 from boltztilt.sampling.flow import Rates, Velocity
 from boltztilt.systems.system import System
@@ -47,6 +48,7 @@ class Losses:
     Attributes:
         velocity, rates: of the field that is trained.
         old_velocity: of the field that it started from.
+        regressed, old_regressed: both in the precision of regressions.
         frozen, frozen_rates: of a copy of the field whose parameters need no gradient.
     """
 
@@ -61,15 +63,20 @@ class Losses:
     generator: torch.Generator
     device: torch.device
     species: Tensor = field(init=False)
+    regressed: Velocity = field(init=False)
+    old_regressed: Velocity = field(init=False)
 
     def __post_init__(self) -> None:
         self.species = torch.tensor(self.system.species, device=self.device)
+        precision = (self.recipe.precision, self.device)
+        self.regressed = in_precision(self.velocity, *precision)
+        self.old_regressed = in_precision(self.old_velocity, *precision)
 
     def tilting(self, rung: Rung) -> list[Share]:
         """The recipe's regression on the weighted particles of a rung."""
         objective = self._objective(rung)
         weights = rung.scaled_rewards if objective == "etm" else rung.weights
-        fields = (self.velocity, self.old_velocity)
+        fields = (self.regressed, self.old_regressed)
         return [
             Share(share, partial(tilting_loss, *fields, bridge, self.system.base, rung, objective))
             for share, bridge in self._bridges(rung.particles, weights)
@@ -87,7 +94,7 @@ class Losses:
     def matching(self, particles: Tensor) -> list[Share]:
         """Flow matching on equally weighted particles."""
         return [
-            Share(share, partial(matching_loss, self.velocity, bridge, self.system.base))
+            Share(share, partial(matching_loss, self.regressed, bridge, self.system.base))
             for share, bridge in self._bridges(particles)
         ]
 

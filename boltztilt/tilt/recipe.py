@@ -44,6 +44,7 @@ NOT_NEGATIVE = (
     "warmup_steps",
     "checkpoint_minutes",
 )
+PRECISIONS = ("float32", "bfloat16")
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
@@ -106,6 +107,9 @@ class Recipe:
         optimiser: "muon" (hidden matrices; AdamW for the rest) or "adamw".
         learning_rate, warmup_steps, gradient_clip, average_decay: of the optimiser; the learning
             rate is constant up to `decay_from` of the polishing and then falls linearly.
+        precision: of products in the regressions of ladder and polishing, "float32" or "bfloat16".
+            Positions, distances, parameters and all log-densities stay in float32. For GPUs: few
+            processors multiply in bfloat16.
         compile: compile the field with torch.compile where a C++ compiler is at hand.
         checkpoint_minutes: time between checkpoints.
     """
@@ -146,6 +150,7 @@ class Recipe:
     decay_from: float = 0.5
     gradient_clip: float = 100.0
     average_decay: float = 0.999
+    precision: str = "float32"
     compile: bool = False
     checkpoint_minutes: float = 2.0
 
@@ -153,6 +158,7 @@ class Recipe:
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("coupling", self.coupling, tuple(COUPLINGS))
         _check_choice("recentring", self.recentring, RECENTRINGS)
+        _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("optimiser", self.optimiser, ("muon", "adamw"))
         for name in ("cess", "smallest_noise"):
             _check(0 < getattr(self, name) < 1, name, getattr(self, name), "between 0 and 1")
