@@ -1,10 +1,13 @@
-"""Writing files so that an interruption never leaves half of one behind."""
+"""Writing files so that an interruption never leaves half of one behind, and reading arrays."""
 
 import os
 import secrets
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -45,3 +48,19 @@ def check_writable(path: str | Path, overwrite: bool = False) -> Path:
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise PermissionError(f"cannot write {path}: no permission")
     return path
+
+
+def read_arrays(path: str | Path, required: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which must hold the required ones; pickles are refused."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an .npz file of samples: {error}") from error
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} holds no {', '.join(missing)}: it was written by another program")
+    return arrays

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from boltztilt.analysis.metrics import short_pairs
 from boltztilt.energy import CountedPotential, Potential
-from boltztilt.files import atomic_path, check_writable
+from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import plain
-from boltztilt.sampling.ensemble import read_arrays
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import ChainState, hmc
 from boltztilt.systems.system import System, load_system

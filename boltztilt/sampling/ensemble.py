@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from boltztilt.files import atomic_path, check_writable
+from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain, write_report
 from boltztilt.sampling.estimate import Estimate, log_mean_exp, weighted_mean
 from boltztilt.sampling.refinement import refined
@@ -375,22 +374,6 @@ def check_output(path: str | Path, overwrite: bool = False) -> list[Path]:
         others = others[1:]
     paths = list(dict.fromkeys([path, *others]))
     return [check_writable(each, overwrite) for each in paths]
-
-
-def read_arrays(path: str | Path, required: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, which must hold the required ones; pickles are refused."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an .npz file of samples: {error}") from error
-    missing = [name for name in required if name not in arrays]
-    if missing:
-        raise ValueError(f"{path} holds no {', '.join(missing)}: it was written by another program")
-    return arrays
 
 
 def _joined(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
