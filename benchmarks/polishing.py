@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import process_time
@@ -163,14 +164,27 @@ def continued(
     return run
 
 
+def seconds_per_update(trial: TrainingRun) -> float:
+    """CPU time of an update, with its share of what refreshes the particles."""
+    trial.update()  # compiles, and refreshes the particles
+    update = cpu_seconds(trial.update, CALIBRATION - 1)
+    moved, renewed = (cpu_seconds(partial(trial._refresh_particles, k)) for k in (1, 0))
+    recipe = trial.recipe
+    refreshments = moved + max(renewed - moved, 0.0) / max(recipe.polish_rollout_every, 1)
+    return update + refreshments / recipe.polish_refresh
+
+
+def cpu_seconds(function: Callable[[], object], n_calls: int = 1) -> float:
+    """Mean CPU time of a call."""
+    begun = process_time()
+    for _ in range(n_calls):
+        function()
+    return (process_time() - begun) / n_calls
+
+
 def polish(name: str, system: System, options: argparse.Namespace) -> tuple[TrainingRun, float]:
     """The run of a row after --minutes of CPU time, and how long it took."""
-    trial = continued(name, system, CALIBRATION, options)
-    trial.update()  # compiles, and refreshes the particles
-    begun = process_time()
-    while not trial.finished:
-        trial.update()
-    cost = (process_time() - begun) / (CALIBRATION - 1)
+    cost = seconds_per_update(continued(name, system, CALIBRATION, options))
     run = continued(name, system, max(1, round(60 * options.minutes / cost)), options)
     begun = process_time()
     while not run.finished:
