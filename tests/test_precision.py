@@ -23,7 +23,6 @@ RECIPE = Recipe(
     batch_size=8,
     likelihood_batch=4,
     likelihood_solver_steps=2,
-    precision="bfloat16",
 )
 
 

@@ -11,8 +11,8 @@ from boltztilt.sampling.flow import Velocity
 def in_precision(velocity: Velocity, precision: str, device: torch.device) -> Velocity:
     """The velocity with its products in "float32" or in "bfloat16", float32 outside either way.
 
-    Rounding to bfloat16 adds 4e-4 or less of itself to the squared error of flow matching on LJ-55,
-    but errors of 0.24 nats to a log-density (0.05 on LJ-13): it is for regression alone.
+    On LJ-55 rounding raises the squared error of flow matching by at most a part in 2,500, but puts
+    errors of 0.24 nats into log-densities (0.05 on LJ-13): bfloat16 is for regression alone.
     """
     if precision == "float32":
         return velocity
