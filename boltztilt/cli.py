@@ -38,6 +38,7 @@ from boltztilt.option_types import (
     Seed,
     Solver,
     Steps,
+    Stochastic,
 )
 
 if TYPE_CHECKING:
@@ -134,14 +135,12 @@ def sample(
     n: Count = 1000,
     output: Output = None,
     seed: Seed = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Steps of the RK4 solver. Default: 14, or 8 without density.", min=1),
-    ] = None,
+    steps: Steps = None,
     solver: Annotated[Solver, typer.Option(help="dopri5 chooses its own steps.")] = Solver.rk4,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
     ] = True,
+    stochastic: Stochastic = False,
     refine: Refine = 0,
     resample: Resample = False,
     batch_size: Annotated[
@@ -169,14 +168,17 @@ def sample(
     [bold]Examples[/bold]
       boltztilt sample lj13 -n 1000 -o lj13.dcd
       boltztilt sample lj13 -n 1000 --resample --refine 20 -o equilibrium.xtc
+      boltztilt sample lj55 -n 1000 --stochastic   better structures, no weights
       boltztilt sample runs/lj13 -n 200 -o trial.npz --seed 7
     """
     from boltztilt.sampling.ensemble import check_output
 
     path = output or Path(f"{Path(name).stem}.dcd")
     check_output(path, overwrite=force)
+    density = density and not stochastic
     if resample and not density:
-        raise ValueError("--resample draws by weight: it cannot be used with --no-density")
+        without = "--stochastic" if stochastic else "--no-density"
+        raise ValueError(f"--resample draws by weight: it cannot be used with {without}")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
@@ -188,6 +190,7 @@ def sample(
             with_density=density,
             solver=solver.value,
             progress=progress,
+            stochastic=stochastic,
         )
     if density and solver is Solver.rk4:
         raw.info["integration_error"] = sampler.integration_error(raw, n=max(n // 20, 40))
@@ -288,6 +291,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe."),
     ] = None,
+    stochastic: Annotated[
+        bool,
+        typer.Option(
+            "--stochastic",
+            help="Train a deeper field on independent pairs, which sample --stochastic needs.",
+        ),
+    ] = False,
     device: Device = "cpu",
     force: Force = False,
     quiet: Quiet = False,
@@ -301,6 +311,7 @@ def train(
       boltztilt train lj13 -o runs/lj13
       boltztilt train lj13 -o runs/lj13 --resume
       boltztilt train dw4 -o runs/quick --max-minutes 5 --set polish_steps=500
+      boltztilt train lj13 -o runs/noisy --stochastic   for sample --stochastic
     """
     changes = read_overrides(overrides or [])
     check_run_folder(output, resume, force)
@@ -320,6 +331,7 @@ def train(
                 progress=progress,
                 device=device,
                 overwrite=force,
+                stochastic=stochastic,
                 **changes,
             )
     except KeyboardInterrupt:
@@ -342,7 +354,8 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder of the report and the plots.")
     ] = None,
     seed: Seed = 0,
-    steps: Steps = 14,
+    steps: Steps = None,
+    stochastic: Stochastic = False,
     refine: Annotated[
         int, typer.Option(help="Compare also after so many steps of sample --refine.", min=0)
     ] = 0,
@@ -357,6 +370,7 @@ def evaluate(
       boltztilt evaluate runs/lj13
       boltztilt evaluate lj13 -o lj13_evaluation --reference lj13_reference.npz
       boltztilt evaluate aldp --refine 500   raw, reweighted and refined
+      boltztilt evaluate lj55 --stochastic --refine 200   without weights
     """
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
@@ -364,7 +378,9 @@ def evaluate(
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
-        report = evaluate_sampler(sampler, samples, n, seed, folder, progress, steps, refine)
+        report = evaluate_sampler(
+            sampler, samples, n, seed, folder, progress, steps, refine, stochastic
+        )
     rows = console.report_rows(report, {"system", "convention", "reference", "training"})
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])

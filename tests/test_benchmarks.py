@@ -5,6 +5,7 @@ import math
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 
 from boltztilt.analysis.reference import Reference
 from boltztilt.networks.egnn import EGNN
+from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.divergence import brute_force_divergence
-from boltztilt.systems.system import load_system
+from boltztilt.systems.system import System, load_system
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SHARED = ("conditions", "measurement")
@@ -156,6 +158,39 @@ def test_gradient_variance_is_larger_for_weighted_flow_matching_at_small_steps(r
     text = run("gradient_variance", "dw4", "-n", 16, "--batches", 20, "--threads", 1)
     ratios = [float(line.split()[-1]) for line in text.splitlines() if "WFM / ITM" in line]
     assert ratios[0] > 5
+
+
+@pytest.mark.parametrize("excess", [0.0, 1.5])
+def test_reducible_error_is_that_beyond_the_conditional_mean(excess, benchmark_module, generator):
+    """A harmonic well: the exact field has none, and c x on top of it (1-t)² c² |x_t|² / σ²."""
+    module, n, ratio, stiffness = benchmark_module("reducible_error"), 400, 0.1, 100.0
+    system = System("well", Harmonic(4, stiffness))
+
+    def field(times, positions):
+        t, noise = times[:, None, None], 1 - times[:, None, None]
+        rate = (t / stiffness - noise) / (noise**2 + t**2 / stiffness)
+        return (rate + excess) * positions
+
+    sampler = SimpleNamespace(system=system, field=field)
+    ends = system.potential.sample(n, generator)
+    found, whole = module["errors"](sampler, ends, ratio, 30, generator)
+    time = 1 / (1 + ratio)
+    per_mode = (1 - time) ** 2 + time**2 / stiffness
+    expected = system.base.dof * ((1 - time) * excess / ratio) ** 2 * per_mode
+    assert abs(found.mean() - expected) < 4 * found.std() / n**0.5
+    unavoidable = system.base.dof / (1 + ratio**2 * stiffness)
+    assert abs(whole.mean() - expected - unavoidable) < 4 * whole.std() / n**0.5
+
+
+def test_stochastic_rounds_compares_with_the_flow(run, tmp_path, generator):
+    system = load_system("lj55")
+    positions = system.base.sample(40, generator)
+    energies = system.potential.energy(positions).double()
+    reference = Reference(positions, energies, system).save(tmp_path / "reference.npz")
+    words = ("-n", 4, "--rounds", 2, "--steps", 2, "--refine", 3, "--threads", 1)
+    text = run("stochastic_rounds", "--reference", reference, *words)
+    for name in ("reference", "flow alone, 2 steps", "2 rounds ", "2 rounds, refined"):
+        assert "E-W2" in figures(text, name)
 
 
 @pytest.mark.slow

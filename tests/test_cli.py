@@ -20,7 +20,13 @@ from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
 from boltztilt.analysis import dynamics, molecular_reference
-from boltztilt.sampling.sampler import DEFAULT_STEPS, SOLVERS, STEPS_WITHOUT_DENSITY
+from boltztilt.option_types import Steps
+from boltztilt.sampling.sampler import (
+    DEFAULT_STEPS,
+    SOLVERS,
+    STEPS_WITHOUT_DENSITY,
+    STOCHASTIC_ROUNDS,
+)
 from boltztilt.systems.system import load_system
 from boltztilt.tilt.annealing import anneal
 
@@ -132,10 +138,11 @@ def test_help_is_fast_and_imports_no_torch():
 
 
 def test_default_steps_are_those_of_the_sampler():
-    assert inspect.signature(cli.evaluate).parameters["steps"].default == DEFAULT_STEPS
-    help_text = inspect.signature(cli.sample, eval_str=True).parameters["steps"].annotation
-    help_text = help_text.__metadata__[0].help
-    assert help_text.endswith(f"{DEFAULT_STEPS}, or {STEPS_WITHOUT_DENSITY} without density.")
+    help_text = Steps.__metadata__[0].help
+    defaults = f"{DEFAULT_STEPS}, without density {STEPS_WITHOUT_DENSITY}"
+    assert help_text.endswith(f"Default: {defaults}; rounds of noise: {STOCHASTIC_ROUNDS}.")
+    for verb in (cli.sample, cli.evaluate):
+        assert inspect.signature(verb).parameters["steps"].default is None
 
 
 def test_defaults_of_anneal_are_those_of_the_package():
@@ -248,6 +255,30 @@ def test_sample_lj13_with_shipped_weights(tmp_path):
     assert -50 < energies.median() < -36
 
 
+def test_stochastic_field_is_trained_sampled_and_evaluated(training_words, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "out.npz"
+    small = ["--set", "network.n_layers=2", "--set", "polish_steps=10"]
+    result = boltztilt(*training_words, "-o", run, "--stochastic", *small)
+    assert result.exit_code == 0, result.output
+    words = ["-n", 40, "--stochastic", "--steps", 5, "-q"]
+    result = boltztilt("sample", run, "-o", output, *words)
+    assert result.exit_code == 0, result.output
+    assert "ESS" not in result.stdout
+    with np.load(output) as saved:
+        assert "log_weights" not in saved
+        assert np.isfinite(saved["energies"]).all()
+    result = boltztilt("evaluate", run, "--refine", 4, *words)
+    assert result.exit_code == 0, result.output
+    report = json.loads((run / "report.json").read_text())
+    assert report["stochastic"]
+    assert {"raw", "floor"} <= report["energy_w2"].keys()
+    assert "ess" not in report
+    assert report["refined"]["refine_steps"] == 4
+    pictures = {path.name for path in (run / "plots").glob("*.png")}
+    assert {"energy.png", "refined_energy.png"} <= pictures
+    assert "log_weights.png" not in pictures
+
+
 # anneal
 
 
@@ -316,6 +347,9 @@ def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
         (["sample", "lj13", "-o", "out"], "out"),
         (["sample", "lj13", "-o", "absent/out.dcd"], "absent"),
         (["sample", "lj13", "--resample", "--no-density"], "--no-density"),
+        (["sample", "lj55", "--resample", "--stochastic"], "--stochastic"),
+        (["sample", "lj55", "--stochastic", "--solver", "dopri5"], "dopri5"),
+        (["sample", "lj13", "--stochastic"], "boltztilt train lj13 --stochastic"),
         (["sample", "lj13", "--solver", "euler"], "euler"),
         (["sample", "lj13", "--device", "cuda:77"], "cuda:77"),
         (["sample", "lj13", "--weights", "absent.safetensors"], "absent.safetensors"),

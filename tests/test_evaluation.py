@@ -35,7 +35,7 @@ class BaseSampler:
         self.field = torch.nn.Linear(1, 1)
         self.metadata = {"seed": 11, "n_energy": 0}
 
-    def sample(self, n, seed=0, n_steps=20, progress=None):
+    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False):
         positions = self.law.sample(n, torch.Generator().manual_seed(seed))
         if progress is not None:
             progress(n, n)
@@ -188,7 +188,7 @@ class PeptideSampler(BaseSampler):
         super().__init__()
         self.system = load_system("aldp")
 
-    def sample(self, n, seed=0, n_steps=20, progress=None):
+    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False):
         positions = peptides(self.system, n, seed)
         positions[: n // 10, :6] += 1.0
         energies = torch.linspace(-20, -10, n, dtype=torch.float64)

@@ -353,6 +353,33 @@ def test_polishing_begins_with_the_field_of_another_sampler(small):
         torch.testing.assert_close(made.field.state_dict()[name], weight)
 
 
+def test_local_density_becomes_the_first_layer_of_an_unrolled_field(small):
+    rates = {"learning_rate": 1e-12, "likelihood_steps": 0}
+    settings = {**FROM_START, **rates, "network": {**NETWORK, "kind": "unrolled", "n_layers": 2}}
+    made = train(LARGE, start_from=str(small), **settings)
+    for name, weight in load_weights(small / "weights.safetensors")[0].items():
+        torch.testing.assert_close(made.field.state_dict()[f"layers.0.{name}"], weight)
+
+
+def test_stochastic_training_makes_a_conditional_mean():
+    """The recipe of the system, changed for stochastic sampling and then by single settings."""
+    network = {"n_hidden": 6, "n_channels": 2}
+    system = System(
+        "well",
+        Harmonic(3, 3.0),
+        recipe={**SMALL, "network": {"kind": "local_density", **network}},
+    )
+    changes = {"polish_steps": 4, "network": {"n_layers": 2, "n_channels": 3}}
+    sampler = train(system, stochastic=True, **changes)
+    recipe = sampler.metadata["recipe"]
+    assert (recipe["coupling"], recipe["likelihood_steps"]) == ("independent", 0)
+    assert (recipe["polish_steps"], recipe["batch_size"]) == (4, SMALL["batch_size"])
+    expected = {"kind": "unrolled", "n_layers": 2, "n_hidden": 6, "n_channels": 3}
+    assert recipe["network"] == expected
+    ensemble = sampler.sample(5, n_steps=2, stochastic=True)
+    assert torch.isfinite(ensemble.energies).all()
+
+
 def test_start_is_kept_with_the_run(small, tmp_path):
     """A run that was interrupted on the ladder needs the folder it starts from no more."""
     start, whole, parts = (tmp_path / name for name in ("start", "whole", "parts"))

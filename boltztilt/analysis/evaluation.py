@@ -35,41 +35,48 @@ def evaluate(
     seed: int = 0,
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    n_steps: int = DEFAULT_STEPS,
+    n_steps: int | None = None,
     refine_steps: int = 0,
+    stochastic: bool = False,
 ) -> dict[str, Any]:
     """The report on `n` samples, written with its figures into the folder `out` if one is given.
 
     Samples are drawn and weighted; up to `n` reference structures are carried back to the base
     for their density under the sampler, which shows what the sampler misses. With `refine_steps`
     the samples are also compared after so many steps of `Ensemble.refine`, under "refined".
+    Samples drawn with `stochastic` have no weights and are compared as they are.
     """
     check_extras()
     started = time.perf_counter()
-    n_reference = min(n, len(reference))
+    n_reference = 0 if stochastic else min(n, len(reference))
     total = n + n_reference
 
     def advance(done: int) -> None:
         if progress is not None:
             progress(done, total)
 
-    ensemble = sampler.sample(n, seed=seed, n_steps=n_steps, progress=lambda done, _: advance(done))
-    reference_log_weights = log_weights_at(
-        sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
+    ensemble = sampler.sample(
+        n,
+        seed=seed,
+        n_steps=n_steps,
+        progress=lambda done, _: advance(done),
+        stochastic=stochastic,
     )
+    reference_log_weights = None
+    if ensemble.has_weights:
+        steps = n_steps or DEFAULT_STEPS
+        reference_log_weights = log_weights_at(
+            sampler, reference, n_reference, steps, lambda done: advance(n + done)
+        )
     floors = NoiseFloors(seed)
     compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {
         **_inserted(ensemble.report(), "ess", basins),
-        "ess_forward": metrics.forward_ess(reference_log_weights),
-        "eubo": metrics.eubo(reference_log_weights),
-        "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
+        **weight_figures(sampler, ensemble, reference_log_weights),
         **compared,
-        "integration_error": sampler.integration_error(ensemble),
         "device": str(next(sampler.field.parameters()).device),
         "hardware": hardware(sampler.device),
-        "evaluation_seconds": time.perf_counter() - started,
         "reference": reference.report(),
         "training": dict(sampler.metadata),
     }
@@ -80,16 +87,35 @@ def evaluate(
             "energy": refined.mean_energy(weighted=False),
             **compare(refined, reference, seed, floors),
         }
+    report["evaluation_seconds"] = time.perf_counter() - started
     if out is not None:
         figures = comparison_figures(ensemble, reference, report)
-        figures["log_weights"] = plots.log_weight_figure(
-            ensemble.log_weights, reference_log_weights, report["log_z_bar"].value, ensemble.ess
-        )
+        if reference_log_weights is not None:
+            figures["log_weights"] = plots.log_weight_figure(
+                ensemble.log_weights,
+                reference_log_weights,
+                report["log_z_bar"].value,
+                ensemble.ess,
+            )
         if refined is not None:
             found = comparison_figures(refined, reference, report["refined"])
             figures |= {f"refined_{name}": figure for name, figure in found.items()}
         write_evaluation(Path(out), report, figures)
     return report
+
+
+def weight_figures(
+    sampler: Sampler, ensemble: Ensemble, reference_log_weights: Tensor | None
+) -> dict[str, Any]:
+    """What the log-weights at reference structures tell; nothing about samples without weights."""
+    if reference_log_weights is None:
+        return {}
+    return {
+        "ess_forward": metrics.forward_ess(reference_log_weights),
+        "eubo": metrics.eubo(reference_log_weights),
+        "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
+        "integration_error": sampler.integration_error(ensemble),
+    }
 
 
 def log_weights_at(
@@ -148,9 +174,9 @@ def write_evaluation(
 
 
 def _inserted(report: Mapping[str, Any], after: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with more entries behind one of its own."""
+    """The report with more entries behind one of its own, or at its end without that one."""
     names = list(report)
-    position = names.index(after) + 1
+    position = names.index(after) + 1 if after in report else len(names)
     before, behind = names[:position], names[position:]
     return {
         **{name: report[name] for name in before},

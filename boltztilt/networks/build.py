@@ -13,9 +13,15 @@ from boltztilt.networks.atom_kinds import RESTING_WIDTHS, Pairing
 from boltztilt.networks.egnn import EGNN
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
+from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.systems.system import System
 
-CLASSES = {"local_density": LocalDensityField, "egnn": EGNN, "perceptron": Perceptron}
+CLASSES = {
+    "local_density": LocalDensityField,
+    "unrolled": UnrolledField,
+    "egnn": EGNN,
+    "perceptron": Perceptron,
+}
 DEFAULT_KIND = "local_density"
 
 
@@ -37,7 +43,7 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
             return Perceptron(system.n_atoms, system.n_dims, **arguments)
         if kind == "egnn":
             return EGNN(system.species, **arguments)
-        return LocalDensityField(**arguments, pairing=pairing_of(system))
+        return CLASSES[kind](**arguments, pairing=pairing_of(system))
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
 
@@ -45,9 +51,13 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a network of a known kind, with those that are left open."""
     kind = settings.get("kind", DEFAULT_KIND)
-    parameters = inspect.signature(CLASSES[kind]).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {**defaults, **settings, "kind": kind}
+    layers = _defaults(LocalDensityField) if kind == "unrolled" else {}
+    return {**layers, **_defaults(CLASSES[kind]), **settings, "kind": kind}
+
+
+def _defaults(network: type[nn.Module]) -> dict[str, Any]:
+    parameters = inspect.signature(network).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _check_symmetries(kind: str, system: System) -> None:

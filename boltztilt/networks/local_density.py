@@ -141,6 +141,19 @@ class LocalDensityField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity of each configuration at its time."""
+        return self.velocity(times, positions, self.learned(times, positions))
+
+    def correction(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The velocity without its skip: what is added to the field between two Gaussians."""
+        scale = self.skip_and_scale(times)[1]
+        return scale[:, None, None] * remove_mean(self.learned(times, positions))
+
+    def learned(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The learned part of the velocity, before its mean is removed and it fades."""
         layout = pair_layout(positions, self.cutoff)
         with full_precision(positions):
             geometry = self.pair_geometry(positions, layout)
@@ -157,7 +170,7 @@ class LocalDensityField(nn.Module):
             learned = learned[..., : positions.shape[-1]]
             if self.collective is not None:
                 learned = learned + self.collective(times, positions)
-        return self.velocity(times, positions, learned)
+        return learned
 
     def velocity_and_divergence(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]

@@ -20,6 +20,7 @@ from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
 from boltztilt.parallel import in_threads, share_size
+from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.flow import (
     FlowResult,
@@ -29,11 +30,15 @@ from boltztilt.sampling.flow import (
     integrate_dopri5,
     warped_grid,
 )
+from boltztilt.sampling.stochastic import stochastic_flow
 from boltztilt.systems.system import System, available_systems, load_system
 
 DEFAULT_STEPS = 14
 STEPS_WITHOUT_DENSITY = 8
 """Steps that structures alone need: LJ-55 energies are then off by 0.1 kT, LJ-13 by 0.02 kT."""
+
+STOCHASTIC_ROUNDS = 25
+"""Rounds of noise that structures need."""
 
 WORTH_COMPILING = 1.5e7
 """Solver steps times pairs of atoms from which on compilation pays."""
@@ -74,32 +79,45 @@ class Sampler:
         with_density: bool = True,
         solver: str = "rk4",
         progress: Progress | None = None,
+        stochastic: bool = False,
     ) -> Ensemble:
         """An ensemble of `n` independent structures.
 
         Args:
             n_steps: RK4 steps on the warped grid (ignored by the adaptive solver); by default
-                `DEFAULT_STEPS` with a density and `STEPS_WITHOUT_DENSITY` without.
+                `DEFAULT_STEPS` with a density and `STEPS_WITHOUT_DENSITY` without. With
+                `stochastic` the rounds of noise, by default `STOCHASTIC_ROUNDS`.
             batch_size: structures integrated at once, by default as many as a processor's caches
                 or half of the free GPU memory hold; changes results by rounding only.
             with_density: compute the exact log-density, hence weights and ESS.
             solver: "rk4" or "dopri5".
             progress: called with the numbers of structures done and wanted.
+            stochastic: draw better structures, without densities, by `stochastic_flow`.
+
+        Raises:
+            ValueError: `stochastic` for a field that is not trained for it, or with dopri5.
         """
         if n < 1:
             raise ValueError(f"n is {n}; sample at least 1 structure")
+        if stochastic:
+            self._check_stochastic(solver)
+            with_density = False
         if n_steps is None:
-            n_steps = DEFAULT_STEPS if with_density else STEPS_WITHOUT_DENSITY
+            without = STOCHASTIC_ROUNDS if stochastic else STEPS_WITHOUT_DENSITY
+            n_steps = DEFAULT_STEPS if with_density else without
         started = time.monotonic()
-        starts = self.system.base.sample(n, torch.Generator().manual_seed(seed))
-        positions, log_density = self._transport(
-            starts, n_steps, batch_size, with_density, solver, progress
-        )
-        log_density = self.system.base.log_density(starts) + log_density
+        generator = torch.Generator().manual_seed(seed)
+        starts = self.system.base.sample(n, generator)
+        if stochastic:
+            ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
+        else:
+            ends = self._transport(starts, n_steps, batch_size, with_density, solver, progress)
+        positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
         energies = self.system.potential.energy(positions)
         info = {
             "seed": seed,
             "solver": solver,
+            "stochastic": stochastic,
             "n_steps": n_steps if solver == "rk4" else None,
             "device": str(self.device),
             "n_energy": n,
@@ -174,26 +192,64 @@ class Sampler:
         """End points and changes of log q in batches, on the CPU."""
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
-        at_once = batch_size or structures_at_once(self.system.n_atoms, self.device)
-        settings = (n_steps, with_density, solver, backward, self.device)
         rates = self._rates(len(starts) * n_steps, solver)
-        if rates.compiled:  # one size of batch, for which code compiles once
-            tasks = [
-                partial(_flow_padded, rates, part, at_once, *settings)
-                for part in starts.split(at_once)
-            ]
-        else:
-            size = share_size(len(starts), at_once, self.device)
-            tasks = [partial(_flow, rates, part, *settings) for part in starts.split(size)]
-        results = []
+        settings = (n_steps, with_density, solver, backward, self.device)
+        carry = partial(_flow, rates, *settings)
+        return self._in_batches(carry, (starts,), batch_size, rates.compiled, progress)
+
+    def _stochastic(
+        self,
+        starts: Tensor,
+        generator: torch.Generator,
+        n_rounds: int,
+        batch_size: int | None,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """End points of `stochastic_flow`, and zeros in place of changes of log q."""
+        seeds = torch.randint(2**62, (len(starts),), generator=generator)
+        rates = self._rates(len(starts) * n_rounds, "rk4")
+        carry = partial(_stochastic_flow, rates, self.system.base, n_rounds, self.device)
+        return self._in_batches(carry, (starts, seeds), batch_size, rates.compiled, progress)
+
+    def _in_batches(
+        self,
+        carry: Callable[..., FlowResult],
+        inputs: tuple[Tensor, ...],
+        batch_size: int | None,
+        padded: bool,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """End points and changes of log q of all batches; `padded` ones all have one size."""
+        n = len(inputs[0])
+        size = batch_size or structures_at_once(self.system.n_atoms, self.device)
+        if not padded:
+            size = share_size(n, size, self.device)
+        task = partial(_padded, carry, size) if padded else carry
+        parts = zip(*(values.split(size) for values in inputs), strict=True)
+        results: list[FlowResult] = []
         done = 0
-        for result in in_threads(tasks, self.device):
+        for result in in_threads([partial(task, *part) for part in parts], self.device):
             results.append(result)
             done += len(result.positions)
             if progress is not None:
-                progress(done, len(starts))
+                progress(done, n)
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
+
+    def _check_stochastic(self, solver: str) -> None:
+        """Raises ValueError unless the field is the conditional mean that noise can go with."""
+        if solver != "rk4":
+            raise ValueError(
+                f"stochastic sampling has its own steps: use solver 'rk4', not {solver!r}"
+            )
+        recipe = self.metadata.get("recipe", {})
+        for name, wanted in (("coupling", "independent"), ("likelihood_steps", 0)):
+            if recipe.get(name, wanted) != wanted:
+                raise ValueError(
+                    f"this field was trained with {name} = {recipe[name]!r}, and stochastic "
+                    f"sampling needs {wanted!r}: train one with `boltztilt train "
+                    f"{self.system.name} --stochastic`"
+                )
 
     def _rates(self, n_steps: int, solver: str) -> _Rates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""
@@ -306,12 +362,12 @@ class _Rates(NamedTuple):
 
 def _flow(
     rates: _Rates,
-    batch: Tensor,
     n_steps: int,
     with_density: bool,
     solver: str,
     backward: bool,
     device: torch.device,
+    batch: Tensor,
 ) -> FlowResult:
     """A batch carried along the flow on the device of the field, and brought back."""
     batch = batch.to(device)
@@ -324,11 +380,24 @@ def _flow(
     return FlowResult(result.positions.cpu(), result.log_density_change.cpu())
 
 
-def _flow_padded(rates: _Rates, batch: Tensor, size: int, *settings: Any) -> FlowResult:
-    """The same for a batch filled up to a size with copies of its first structure."""
-    n = len(batch)
-    filled = torch.cat([batch, batch[:1].expand(size - n, -1, -1)])
-    result = _flow(rates, filled, *settings)
+def _stochastic_flow(
+    rates: _Rates, base: Gaussian, n_rounds: int, device: torch.device, batch: Tensor, seeds: Tensor
+) -> FlowResult:
+    """A batch carried by the stochastic flow on the device of the field, and brought back."""
+    ends = stochastic_flow(rates.velocity, base, batch.to(device), seeds.tolist(), n_rounds)
+    return FlowResult(ends.cpu(), torch.zeros(len(batch), dtype=torch.float64))
+
+
+def _padded(carry: Callable[..., FlowResult], size: int, *inputs: Tensor) -> FlowResult:
+    """The same for a batch filled up to a size with copies of its first structure.
+
+    Compiled code then sees one size of batch, for which it compiles once.
+    """
+    n = len(inputs[0])
+    filled = (
+        torch.cat([each, each[:1].repeat(size - n, *[1] * (each.dim() - 1))]) for each in inputs
+    )
+    result = carry(*filled)
     return FlowResult(result.positions[:n], result.log_density_change[:n])
 
 

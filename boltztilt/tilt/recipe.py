@@ -46,6 +46,9 @@ NOT_NEGATIVE = (
 )
 PRECISIONS = ("float32", "bfloat16")
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+STOCHASTIC = {"coupling": "independent", "likelihood_steps": 0, "network": {"kind": "unrolled"}}
+"""What makes a field that `sampling.stochastic` can use, a conditional mean of independent pairs,
+with a network deep enough for it."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,15 @@ def load_recipe(path: Path) -> tuple[Recipe, int, str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
         raise ValueError(f"{path} is not the recipe of a boltztilt run: {error}") from error
     return Recipe.from_mapping(settings), seed, system
+
+
+def merged(*recipes: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipes one over the other, the later ones replacing single entries, also of the network."""
+    networks = [recipe["network"] for recipe in recipes if "network" in recipe]
+    whole = {name: value for recipe in recipes for name, value in recipe.items()}
+    if all(isinstance(network, Mapping) for network in networks) and networks:
+        whole["network"] = {name: value for each in networks for name, value in each.items()}
+    return whole
 
 
 def _as_type(name: str, value: Any, type_name: str) -> Any:

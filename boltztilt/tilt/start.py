@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights
 from boltztilt.networks.build import with_defaults
+from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.sampling.sampler import find_weights
 
 
@@ -23,6 +24,8 @@ class Start(NamedTuple):
 def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Start:
     """The weights of a system, run folder or file, for a field made with the given settings.
 
+    Those of a local-density field become the first layer of an unrolled one.
+
     Raises:
         FileNotFoundError: there are no weights at the target.
         ValueError: they belong to a field made otherwise, or their training did not reach a = 1.
@@ -30,6 +33,9 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
     weights, metadata = load_weights(find_weights(target)[0])
     other = metadata.get("recipe", {}).get("network", {})
     given, wanted = (with_defaults(settings) for settings in (other, network))
+    first_layer = isinstance(field, UnrolledField) and given["kind"] == "local_density"
+    if first_layer:
+        given |= {name: wanted[name] for name in ("kind", "n_layers")}
     different = sorted(name for name in given | wanted if given.get(name) != wanted.get(name))
     if different:
         words = ", ".join(f"{name} = {given.get(name)}" for name in different)
@@ -41,6 +47,9 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
             f"recipe: start_from = {target!r} was trained up to a = {metadata.get('a')} only; "
             "finish its training first"
         )
+    if first_layer:
+        assert isinstance(field, UnrolledField)
+        weights = field.started_from(weights)
     try:
         copy.deepcopy(field).load_state_dict(weights)
     except RuntimeError as error:

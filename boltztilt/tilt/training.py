@@ -18,7 +18,7 @@ from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
-from boltztilt.tilt.recipe import Recipe, load_recipe
+from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
 from boltztilt.tilt.run import TrainingRun, TrainingStatus, state_path
 
 ProgressCallback = Callable[[TrainingStatus], None]
@@ -33,6 +33,7 @@ def train(
     progress: ProgressCallback | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    stochastic: bool = False,
     **overrides: Any,
 ) -> Sampler:
     """A sampler trained for the system, from a Gaussian and the energy alone.
@@ -46,6 +47,8 @@ def train(
         max_minutes: stop after this time; what was reached is saved and can be resumed.
         progress: called with a TrainingStatus after every update.
         overwrite: replace a run that `out` holds.
+        stochastic: change the system's recipe by `recipe.STOCHASTIC`, for a deeper field that can
+            also be sampled with noise on the way. Without effect on a run that is resumed.
         overrides: settings of the recipe (`Recipe`), such as `polish_steps=2000`; those of the
             network are written `network={"n_hidden": 32}` and replace single entries.
 
@@ -63,7 +66,7 @@ def train(
     if resume:
         run = _resumed(system, folder, overrides, device)
     else:
-        run = _started(system, folder, seed, overrides, device)
+        run = _started(system, folder, seed, overrides, device, stochastic)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     with _interruption() as interrupted:
         while not run.finished:
@@ -85,11 +88,17 @@ def train(
 
 
 def _started(
-    system: System, folder: Path | None, seed: int, overrides: dict[str, Any], device: str
+    system: System,
+    folder: Path | None,
+    seed: int,
+    overrides: dict[str, Any],
+    device: str,
+    stochastic: bool,
 ) -> TrainingRun:
     """A new run, whose recipe and system are kept in the folder."""
     copies = {} if folder is None else _files_to_keep(system)
-    recipe = Recipe.from_mapping(_merged(system.recipe, overrides))
+    changes = (STOCHASTIC, overrides) if stochastic else (overrides,)
+    recipe = Recipe.from_mapping(merged(system.recipe, *changes))
     run = TrainingRun(system, recipe, seed, device)
     run.read_start()
     if folder is None:
@@ -145,14 +154,6 @@ def _resumed(
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{state_path(folder)} does not belong to this recipe: {error}") from error
     return run
-
-
-def _merged(recipe: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The system's recipe with single settings replaced, also within [network]."""
-    merged = {**recipe, **overrides}
-    if isinstance(overrides.get("network"), dict):
-        merged["network"] = {**recipe.get("network", {}), **overrides["network"]}
-    return merged
 
 
 @contextmanager

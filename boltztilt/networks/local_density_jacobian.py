@@ -1,0 +1,233 @@
+"""The whole Jacobian of the local-density field for O(n³) work, in place of 3n products.
+
+With densities A_k that depend on positions, and everything else the field makes of both,
+
+    dv_i/dx_j = dv_i/dx_j at fixed A + sum_k dv_i/dA_k dA_k/dx_j.
+
+The field is one message deep: the density A_k of another atom enters v_i through the edge (i, k)
+alone, as phi_ik (x_i - x_k). Its derivative is the product of that vector with the gradient of
+phi_ik, so that the sum over k is n products of matrices of 3n, n and as many as A_k has components.
+
+Tensors of edges are `(batch, centre, edge, ...)` as in `local_density_divergence`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from boltztilt.networks.local_density_divergence import (
+    PulledBack,
+    Surroundings,
+    edge_slopes,
+    pull_back_to_centres,
+    pull_on_centres,
+    silu_slope,
+    surroundings,
+)
+from boltztilt.networks.local_density_features import DENSITY_SCALE, NodeFeatures
+from boltztilt.networks.pair_layout import AllPairs, pair_layout
+
+if TYPE_CHECKING:
+    from boltztilt.networks.local_density import LocalDensityField
+
+
+class LearnedPart(NamedTuple):
+    """What the field has learned, before its mean is removed and it fades, and its Jacobian."""
+
+    values: Float[Tensor, "batch atoms dims"]
+    jacobian: Float[Tensor, "batch atoms dims coordinates"]
+
+
+def has_jacobian(field: LocalDensityField, n_atoms: int) -> bool:
+    """Whether `learned_jacobian` knows the field: alike atoms, no cutoff, no large clusters."""
+    layout = pair_layout(torch.zeros(1, n_atoms, 3), field.cutoff)
+    return field.kinds is None and field.collective is None and isinstance(layout, AllPairs)
+
+
+def learned_jacobian(
+    field: LocalDensityField,
+    times: Float[Tensor, "batch"],
+    positions: Float[Tensor, "batch atoms dims"],
+) -> LearnedPart:
+    """The learned part of the field, as `learned` gives it, and its derivatives by all positions.
+
+    Only for fields and numbers of atoms of which `has_jacobian` is true.
+    """
+    layout = pair_layout(positions, field.cutoff)
+    geometry = field.pair_geometry(positions, layout)
+    basis, basis_slope = field.basis.with_derivative(geometry.distances)
+    radial, radial_slope = field.radial(basis), field.radial(basis_slope)
+    densities = field.densities(radial, geometry, layout)
+    modulation = field.modulate(times)
+    nodes = field.node_features(densities, modulation)
+    projections = field.projections(densities, geometry, layout)
+    edges = field.edge_activations(basis, projections, nodes, modulation, geometry, layout)
+    factors = field.pair_factors(edges, nodes, modulation, layout)
+    n_dims = positions.shape[-1]
+    values = field.local_velocity(factors, nodes, densities, geometry, layout)[..., :n_dims]
+
+    around = surroundings(geometry, layout)
+    values_and_slopes = (layout.copies(each) for each in (radial, radial_slope))
+    edge_radial, edge_slope = (each.split(field.n_channels, -1) for each in values_and_slopes)
+    directions = around.vectors / layout.copies(geometry.distances[..., None])
+    turning = harmonic_gradients(field, layout.copies(geometry.softened[..., None]), around)
+    growth = density_gradients(edge_radial, edge_slope, directions, turning, around)
+
+    node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
+    gates = field.output + modulation.gates + nodes.gates
+    pulled = pull_back_to_centres(field, gates, edge_slopes(edges, modulation, geometry), layout)
+    pull = pull_on_centres(field, pulled, edges, densities, around, layout)
+    by_order = [density.transpose(-1, -2) for density in densities]
+    slopes = edge_gradients(
+        field, pulled, layout.copies(basis_slope), directions, by_order, turning
+    )
+    far = far_pulls(field, pulled, node_slope, by_order, around)
+    own = own_pulls(field, pulled, pull * node_slope.unsqueeze(2), by_order, around, nodes)
+    phi = (layout.copies(edges.output) * gates.unsqueeze(2)).sum(-1)
+    jacobian = at_fixed_densities(phi, slopes, around) + through_densities(far, own, growth, around)
+    return LearnedPart(values, jacobian[:, :, :n_dims, :, :n_dims].flatten(3))
+
+
+def harmonic_gradients(
+    field: LocalDensityField, softened: Tensor, around: Surroundings
+) -> list[Float[Tensor, "batch atoms edges 3 orders"]]:
+    """dY_lm(u)/dr_a by degree, for u = r / softened length."""
+    gradients = [torch.zeros_like(around.vectors).unsqueeze(-1)]
+    for degree in range(1, field.max_degree + 1):
+        tensor = field.get_buffer(f"gradient_tensor_{degree}").to(softened)
+        turned = (around.harmonics[degree - 1] @ tensor.flatten(1)) / softened
+        faded = around.outer[degree] * (degree / softened.square())
+        gradients.append((turned - faded).unflatten(-1, (3, 2 * degree + 1)))
+    return gradients
+
+
+def density_gradients(
+    radial: Sequence[Tensor],
+    radial_slope: Sequence[Tensor],
+    directions: Tensor,
+    turning: list[Tensor],
+    around: Surroundings,
+) -> Float[Tensor, "batch atoms edges 3 densities"]:
+    """What the density of the centre gains as the vector of an edge grows along each axis."""
+    by_degree = []
+    for degree, gradient in enumerate(turning):
+        along = directions.unsqueeze(-1) * around.harmonics[degree].unsqueeze(-2)
+        grown = along.unsqueeze(-1) * radial_slope[degree][:, :, :, None, None]
+        turned = gradient.unsqueeze(-1) * radial[degree][:, :, :, None, None]
+        by_degree.append((DENSITY_SCALE * (grown + turned)).flatten(4))
+    return torch.cat(by_degree, -1)
+
+
+def edge_gradients(
+    field: LocalDensityField,
+    pulled: PulledBack,
+    basis_slope: Tensor,
+    directions: Tensor,
+    densities: list[Tensor],
+    turning: list[Tensor],
+) -> Float[Tensor, "batch atoms edges 3"]:
+    """Gradient of phi_ik by the vector of its edge, at fixed densities."""
+    stretch = ((pulled.inputs @ field.edge_radial.weight) * basis_slope).sum(-1)
+    total = stretch.unsqueeze(-1) * directions
+    weights = pulled.projections.split(field.n_channels, -1)
+    for degree, (weight, density) in enumerate(zip(weights, densities, strict=True)):
+        of_centre = weight @ density.transpose(-1, -2)
+        of_other = (weight.transpose(1, 2) @ density.transpose(-1, -2)).transpose(1, 2)
+        seen = (of_centre + (-1) ** degree * of_other) * (2 * degree + 1) ** -0.5
+        total = total + (turning[degree] * seen.unsqueeze(-2)).sum(-1)
+    return total
+
+
+def far_pulls(
+    field: LocalDensityField,
+    pulled: PulledBack,
+    node_slope: Float[Tensor, "batch atoms hidden"],
+    densities: list[Tensor],
+    around: Surroundings,
+) -> Float[Tensor, "batch others centres densities"]:
+    """Gradient of phi_ik by the density A_k at the other end of its edge, `(batch, k, i, ...)`."""
+    embedding = pulled.embedding.transpose(1, 2) * node_slope.unsqueeze(2)
+    weights = embedding @ field.node_input.weight
+    by_degree = through_invariants(field, weights, [each.unsqueeze(2) for each in densities])
+    projected = pulled.projections.transpose(1, 2).split(field.n_channels, -1)
+    # the edge as the other end sees it has the harmonic Y(u_ki)
+    for degree, (weight, harmonic) in enumerate(zip(projected, around.harmonics, strict=True)):
+        seen = weight.unsqueeze(-2) * harmonic.unsqueeze(-1)
+        by_degree[degree] = by_degree[degree] + (2 * degree + 1) ** -0.5 * seen
+    return torch.cat([each.flatten(3) for each in by_degree], -1)
+
+
+def own_pulls(
+    field: LocalDensityField,
+    pulled: PulledBack,
+    pull: Float[Tensor, "batch atoms 3 hidden"],
+    densities: list[Tensor],
+    around: Surroundings,
+    nodes: NodeFeatures,
+) -> Float[Tensor, "batch atoms 3 densities"]:
+    """Derivatives of what the centre learns, along each axis, by its own density."""
+    weights = pull @ field.node_input.weight
+    by_degree = through_invariants(field, weights, [each.unsqueeze(2) for each in densities])
+    projected = pulled.projections.split(field.n_channels, -1)
+    for degree, (weight, outer) in enumerate(zip(projected, around.outer, strict=True)):
+        seen = (outer.transpose(-1, -2) @ weight).unflatten(2, (3, -1))
+        by_degree[degree] = by_degree[degree] + (2 * degree + 1) ** -0.5 * seen
+    identity = torch.eye(3, dtype=pull.dtype, device=pull.device)
+    by_degree[1] = by_degree[1] + identity.unsqueeze(-1) * nodes.vector_weights[:, :, None, None]
+    return torch.cat([each.flatten(3) for each in by_degree], -1)
+
+
+def through_invariants(
+    field: LocalDensityField, weights: Tensor, densities: list[Tensor]
+) -> list[Tensor]:
+    """Gradients by the densities, `(..., orders, channels)` by degree, of weighted invariants."""
+    direct, *by_degree = weights.split(field.n_channels, -1)
+    gradients = []
+    for degree, (weight, density) in enumerate(zip(by_degree, densities, strict=True)):
+        mixing, wide = field.mixing[degree], weight.unsqueeze(-2)
+        gradient = wide * (density @ mixing) + (wide * density) @ mixing.T
+        gradients.append(gradient / (2 * degree + 1))
+    gradients[0] = gradients[0] + direct.unsqueeze(-2)
+    return gradients
+
+
+def at_fixed_densities(
+    phi: Float[Tensor, "batch atoms edges"],
+    slopes: Float[Tensor, "batch atoms edges 3"],
+    around: Surroundings,
+) -> Float[Tensor, "batch atoms 3 atoms 3"]:
+    """d/dx_j of sum_k phi_ik r_ik through the vectors r_ik, `(batch, i, axis, j, axis of x_j)`.
+
+    The vector of an edge grows with its centre, and shrinks with its other end.
+    """
+    identity = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
+    axes = torch.eye(3, dtype=phi.dtype, device=phi.device)
+    edge = around.vectors.unsqueeze(-1) * slopes.unsqueeze(-2)
+    edge = edge + ((1 - identity) * phi)[..., None, None] * axes
+    whole = identity[:, :, None, None] * edge.sum(2, keepdim=True) - edge
+    return whole.transpose(2, 3)
+
+
+def through_densities(
+    far: Float[Tensor, "batch others centres densities"],
+    own: Float[Tensor, "batch atoms 3 densities"],
+    growth: Float[Tensor, "batch atoms edges 3 densities"],
+    around: Surroundings,
+) -> Float[Tensor, "batch atoms 3 atoms 3"]:
+    """sum_k dv_i/dA_k dA_k/dx_j: A_k gains with its own position what it loses with the others'."""
+    n_atoms = far.shape[1]
+    identity = torch.eye(n_atoms, dtype=far.dtype, device=far.device)
+    gained = growth.sum(2)
+    others = growth.flatten(2, 3) @ far.transpose(-1, -2)  # (batch, k, (j, axis), i)
+    itself = gained @ far.transpose(-1, -2)  # (batch, k, axis, i)
+    lost = around.vectors.transpose(-1, -2) @ others.permute(0, 3, 1, 2)  # sum over k
+    lost = lost + own @ growth.flatten(2, 3).transpose(-1, -2)
+    won = around.vectors.unsqueeze(-1) * itself.permute(0, 3, 1, 2).unsqueeze(-2)
+    of_own = own @ gained.transpose(-1, -2)
+    won = won + identity[:, :, None, None] * of_own.unsqueeze(2)
+    return won.transpose(2, 3) - lost.unflatten(-1, (n_atoms, 3))

@@ -1,0 +1,99 @@
+"""The unrolled field: symmetries, divergence, its start, and how far its layers reach."""
+
+import pytest
+import torch
+
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.networks.unrolled import UnrolledField
+from boltztilt.testing import jittered_lattice, random_rotation
+
+EXACT = 1e-9
+TIMES = torch.tensor([0.0, 0.3, 0.8, 0.97], dtype=torch.float64)
+SETTINGS = {"n_hidden": 12, "n_channels": 4}
+
+
+def unrolled(n_layers: int = 3, **settings) -> UnrolledField:
+    """A small field in float64, moved off its start: a fresh one has no learned part."""
+    with torch.random.fork_rng():
+        torch.manual_seed(n_layers)
+        field = UnrolledField(n_layers, **SETTINGS, **settings)
+        for parameter in field.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    return field.double().requires_grad_(False)
+
+
+def lattice(generator: torch.Generator, n_dims: int = 3) -> torch.Tensor:
+    return 0.6 * jittered_lattice(5, n_dims, generator, n=len(TIMES))
+
+
+@pytest.mark.parametrize("reflect", [False, True], ids=["rotation", "reflection"])
+@pytest.mark.parametrize("n_dims", [2, 3])
+def test_velocity_turns_and_permutes_with_the_atoms(n_dims, reflect, generator):
+    field, positions = unrolled(), lattice(generator, n_dims)
+    rotation = random_rotation(n_dims, generator, reflect)
+    order = [3, 0, 4, 1, 2]
+    moved = field(TIMES, positions[:, order] @ rotation.T)
+    expected = field(TIMES, positions)[:, order] @ rotation.T
+    torch.testing.assert_close(moved, expected, atol=EXACT, rtol=EXACT)
+
+
+def test_velocity_ignores_translation_and_keeps_the_centre(generator):
+    field, positions = unrolled(), lattice(generator)
+    velocity = field(TIMES, positions)
+    torch.testing.assert_close(field(TIMES, positions + 1.7), velocity, atol=EXACT, rtol=EXACT)
+    assert velocity.mean(1).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("n_dims", [2, 3])
+@pytest.mark.parametrize("cutoff", [None, 1.4], ids=["by Jacobians", "by products"])
+def test_divergence_equals_the_trace_of_the_jacobian(cutoff, n_dims, jacobian_trace, generator):
+    field, positions = unrolled(3, cutoff=cutoff), 0.3 + lattice(generator, n_dims)
+    velocity, divergence = field.velocity_and_divergence(TIMES, positions)
+    torch.testing.assert_close(velocity, field(TIMES, positions), atol=EXACT, rtol=EXACT)
+    expected = jacobian_trace(field, TIMES, positions)
+    torch.testing.assert_close(divergence, expected, atol=EXACT, rtol=EXACT)
+    assert divergence.abs().max() > 1
+
+
+def test_fresh_field_is_the_one_between_two_equal_gaussians(generator):
+    """b = x (t - (1-t)) / (t² + (1-t)²), the start that tilting needs."""
+    positions = lattice(generator)
+    positions = positions - positions.mean(1, keepdim=True)
+    field = UnrolledField(**SETTINGS).double()
+    rate = (2 * TIMES - 1) / (TIMES.square() + (1 - TIMES).square())
+    torch.testing.assert_close(field(TIMES, positions), rate[:, None, None] * positions)
+
+
+def test_starts_as_the_local_density_field_of_its_first_layer(generator):
+    first = LocalDensityField(**SETTINGS).double()
+    for parameter in first.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    field = UnrolledField(**SETTINGS).double()
+    field.load_state_dict(field.started_from(first.state_dict()))
+    positions = lattice(generator)
+    torch.testing.assert_close(field(TIMES, positions), first(TIMES, positions))
+
+
+@pytest.mark.parametrize(("n_layers", "farthest"), [(2, 4), (3, 6)])
+def test_every_layer_reaches_two_neighbours_farther(n_layers, farthest, generator):
+    """In a row of atoms that see their next neighbours alone, 2 n_layers atoms feel the first."""
+    field = unrolled(n_layers, cutoff=1.3)
+    field.pulls.weight.zero_()
+    for layer in field.layers:  # small steps, after which neighbours are still neighbours
+        for parameter in (layer.output, layer.modulation.weight, layer.node_gates.weight):
+            parameter.mul_(0.02)
+        layer.node_vectors.weight.mul_(0.02)
+    row = torch.zeros(1, 9, 3, dtype=torch.float64)
+    row[0, :, 0] = torch.arange(9)
+    row[0, :, 1] = 0.1 * torch.randn(9, generator=generator, dtype=torch.float64)
+    pushed = row.clone()
+    pushed[0, 0, 2] += 0.05
+    late = torch.tensor([0.9], dtype=torch.float64)
+    change = (field(late, pushed) - field(late, row))[0]
+    felt = (change - change[-1]).norm(dim=-1) > 1e-12  # all of them feel the mean
+    assert felt.nonzero().flatten().tolist() == list(range(farthest + 1))
+
+
+def test_a_single_layer_is_refused():
+    with pytest.raises(ValueError, match="at least 2, got 1; a single layer is kind = 'local"):
+        UnrolledField(1)
