@@ -41,7 +41,7 @@ STOCHASTIC_ROUNDS = 25
 """Rounds of noise that structures need."""
 
 WORTH_COMPILING = 1.5e7
-"""Solver steps times pairs of atoms from which on compilation pays."""
+"""Solver steps times pairs of atoms times layers from which on compilation pays."""
 
 SOLVERS = ("rk4", "dopri5")
 Progress = Callable[[int, int], None]
@@ -254,7 +254,9 @@ class Sampler:
     def _rates(self, n_steps: int, solver: str) -> _Rates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""
         n_pairs = self.system.n_atoms * (self.system.n_atoms - 1) / 2
-        wanted = n_pairs * n_steps > WORTH_COMPILING if self.compile is None else self.compile
+        layers: Any = getattr(self.field, "layers", [self.field])
+        work = n_pairs * n_steps * len(layers)
+        wanted = work > WORTH_COMPILING if self.compile is None else self.compile
         wanted = wanted and solver == "rk4"
         if wanted not in self._compiled:
             exact: Any = self.field
