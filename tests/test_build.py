@@ -2,10 +2,11 @@
 
 import pytest
 
-from boltztilt.networks.build import build_network
+from boltztilt.networks.build import build_network, with_defaults
 from boltztilt.networks.egnn import EGNN
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
+from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.systems.system import System
 
@@ -16,7 +17,12 @@ def system(centered: bool = True, species: tuple[int, ...] = ()) -> System:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("local_density", LocalDensityField), ("egnn", EGNN), ("perceptron", Perceptron)],
+    [
+        ("local_density", LocalDensityField),
+        ("unrolled", UnrolledField),
+        ("egnn", EGNN),
+        ("perceptron", Perceptron),
+    ],
 )
 def test_every_kind_is_built_with_its_settings(kind, expected):
     network = build_network({"kind": kind, "n_hidden": 10}, system())
@@ -28,6 +34,12 @@ def test_the_local_density_field_is_the_default():
     assert isinstance(build_network({}, system()), LocalDensityField)
 
 
+def test_settings_left_open_are_told_with_those_of_the_layers():
+    known = with_defaults({"kind": "unrolled", "n_hidden": 8})
+    assert (known["n_layers"], known["n_hidden"], known["reach"]) == (3, 8, 6.0)
+    assert "n_layers" not in with_defaults({})
+
+
 def test_settings_of_the_caller_are_left_alone():
     settings = {"kind": "perceptron", "n_hidden": 4}
     build_network(settings, system())
@@ -35,7 +47,9 @@ def test_settings_of_the_caller_are_left_alone():
 
 
 def test_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'transformer' is unknown.*local_density, egnn"):
+    with pytest.raises(
+        ValueError, match=r"'transformer' is unknown.*local_density, unrolled, egnn"
+    ):
         build_network({"kind": "transformer"}, system())
 
 
@@ -44,7 +58,7 @@ def test_unknown_setting_is_refused_by_name():
         build_network({"kind": "egnn", "n_heads": 4}, system())
 
 
-@pytest.mark.parametrize("kind", ["local_density", "egnn"])
+@pytest.mark.parametrize("kind", ["local_density", "unrolled", "egnn"])
 def test_translation_invariant_networks_are_refused_in_an_external_field(kind):
     with pytest.raises(ValueError, match="does not change under translation"):
         build_network({"kind": kind}, system(centered=False))

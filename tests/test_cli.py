@@ -350,6 +350,7 @@ def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
         (["sample", "lj55", "--resample", "--stochastic"], "--stochastic"),
         (["sample", "lj55", "--stochastic", "--solver", "dopri5"], "dopri5"),
         (["sample", "lj13", "--stochastic"], "boltztilt train lj13 --stochastic"),
+        (["evaluate", "lj13", "--stochastic"], "boltztilt train lj13 --stochastic"),
         (["sample", "lj13", "--solver", "euler"], "euler"),
         (["sample", "lj13", "--device", "cuda:77"], "cuda:77"),
         (["sample", "lj13", "--weights", "absent.safetensors"], "absent.safetensors"),

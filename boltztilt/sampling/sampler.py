@@ -100,7 +100,7 @@ class Sampler:
         if n < 1:
             raise ValueError(f"n is {n}; sample at least 1 structure")
         if stochastic:
-            self._check_stochastic(solver)
+            self.check_stochastic(solver)
             with_density = False
         if n_steps is None:
             without = STOCHASTIC_ROUNDS if stochastic else STEPS_WITHOUT_DENSITY
@@ -236,7 +236,7 @@ class Sampler:
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
 
-    def _check_stochastic(self, solver: str) -> None:
+    def check_stochastic(self, solver: str = "rk4") -> None:
         """Raises ValueError unless the field is the conditional mean that noise can go with."""
         if solver != "rk4":
             raise ValueError(
