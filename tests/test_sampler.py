@@ -124,6 +124,20 @@ def test_batches_change_nothing_but_rounding():
     assert seen == [(7, 23), (14, 23), (21, 23), (23, 23)]
 
 
+def test_jacobians_are_made_in_smaller_batches():
+    """Their memory is several times that of velocities: batches of a divisor of n, in the cache."""
+    system = System("cluster", LennardJones(13))
+    network = {"kind": "unrolled", "n_layers": 2, "n_hidden": 4, "n_channels": 2, "n_radial": 8}
+    sampler = Sampler(system, build_network(network, system), {})
+    first = []
+    for with_density in (True, False):
+        seen = []
+        settings = {"n_steps": 1, "with_density": with_density}
+        sampler.sample(100, progress=lambda *done, seen=seen: seen.append(done), **settings)
+        first.append(seen[0])
+    assert first == [(25, 100), (100, 100)]
+
+
 def test_seed_decides_on_the_samples():
     sampler = rough_sampler(well())
     first = sampler.sample(5, seed=1, n_steps=2)

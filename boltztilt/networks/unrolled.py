@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from boltztilt.geometry import remove_mean
 from boltztilt.networks.atom_kinds import Pairing
 from boltztilt.networks.local_density import LocalDensityField
-from boltztilt.networks.local_density_jacobian import (
-    has_jacobian,
-    learned_jacobian,
-)
+from boltztilt.networks.local_density_jacobian import has_jacobian, learned_jacobian
 from boltztilt.networks.time_features import TimeFeatures
 from boltztilt.sampling.divergence import brute_force_divergence
 
@@ -49,6 +46,9 @@ class UnrolledField(nn.Module):
         n_layers: layers, at least 2; the cost grows in proportion.
         pairing, settings: of every layer, see `LocalDensityField`.
     """
+
+    jacobian_fill = 6
+    """How many times as much memory a pair fills as in the divergence of a single layer."""
 
     def __init__(self, n_layers: int = 3, pairing: Pairing | None = None, **settings: Any) -> None:
         super().__init__()

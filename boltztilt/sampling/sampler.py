@@ -195,7 +195,9 @@ class Sampler:
         rates = self._rates(len(starts) * n_steps, solver)
         settings = (n_steps, with_density, solver, backward, self.device)
         carry = partial(_flow, rates, *settings)
-        return self._in_batches(carry, (starts,), batch_size, rates.compiled, progress)
+        fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
+        size = batch_size or self._at_once(fill)
+        return self._in_batches(carry, (starts,), size, rates.compiled, progress)
 
     def _stochastic(
         self,
@@ -209,19 +211,23 @@ class Sampler:
         seeds = torch.randint(2**62, (len(starts),), generator=generator)
         rates = self._rates(len(starts) * n_rounds, "rk4")
         carry = partial(_stochastic_flow, rates, self.system.base, n_rounds, self.device)
-        return self._in_batches(carry, (starts, seeds), batch_size, rates.compiled, progress)
+        size = batch_size or self._at_once()
+        return self._in_batches(carry, (starts, seeds), size, rates.compiled, progress)
+
+    def _at_once(self, fill: int = 1) -> int:
+        """Structures of a batch, where each fills `fill` times as much memory as usual."""
+        return max(1, structures_at_once(self.system.n_atoms, self.device) // fill)
 
     def _in_batches(
         self,
         carry: Callable[..., FlowResult],
         inputs: tuple[Tensor, ...],
-        batch_size: int | None,
+        size: int,
         padded: bool,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """End points and changes of log q of all batches; `padded` ones all have one size."""
+        """End points and changes of log q of all batches, `padded` ones all of the same size."""
         n = len(inputs[0])
-        size = batch_size or structures_at_once(self.system.n_atoms, self.device)
         if not padded:
             size = share_size(n, size, self.device)
         task = partial(_padded, carry, size) if padded else carry
