@@ -26,61 +26,57 @@ def on_pairs(generator, pairs) -> torch.Tensor:
     return torch.randn(2, len(pairs), 3, generator=generator, dtype=torch.float64)
 
 
-def test_values_of_both_ends(pairs, on_atoms):
+def test_sums_and_differences_of_both_ends(pairs, on_atoms):
     layout = AllPairs.of(on_atoms)
-    first, second = layout.ends(on_atoms)
     for p, (i, j) in enumerate(pairs):
-        torch.testing.assert_close(first[:, p], on_atoms[:, i])
-        torch.testing.assert_close(second[:, p], on_atoms[:, j])
-    torch.testing.assert_close(layout.difference(on_atoms), first - second)
-    torch.testing.assert_close(layout.sum_ends(on_atoms), first + second)
-    torch.testing.assert_close(layout.sum_ends(on_atoms, odd=True), first - second)
+        both = on_atoms[:, i], on_atoms[:, j]
+        torch.testing.assert_close(layout.sum_ends(on_atoms)[:, p], both[0] + both[1])
+        torch.testing.assert_close(layout.difference(on_atoms)[:, p], both[0] - both[1])
+        torch.testing.assert_close(layout.sum_ends(on_atoms, odd=True)[:, p], both[0] - both[1])
 
 
 @pytest.mark.parametrize("odd", [False, True])
-def test_sums_over_the_pairs_of_every_atom(odd, pairs, on_atoms, on_pairs):
-    expected = torch.zeros_like(on_atoms)
+def test_edges_of_every_atom(odd, pairs, on_atoms, on_pairs):
+    edges = AllPairs.of(on_atoms).edges(on_pairs, odd=odd)
+    expected = torch.zeros_like(edges)
     for p, (i, j) in enumerate(pairs):
-        expected[:, i] += on_pairs[:, p]
-        expected[:, j] += (-1 if odd else 1) * on_pairs[:, p]
-    found = AllPairs.of(on_atoms).gather_to_atoms(on_pairs, odd=odd)
-    torch.testing.assert_close(found, expected)
+        expected[:, i, j] = on_pairs[:, p]
+        expected[:, j, i] = (-1 if odd else 1) * on_pairs[:, p]
+    torch.testing.assert_close(edges, expected)
 
 
-def test_vectors_spread_with_one_factor_for_either_end(pairs, on_atoms, on_pairs):
-    factors = (on_pairs[..., 0], on_pairs[..., 1])
+@pytest.mark.parametrize("odd", [False, True])
+def test_moves_can_be_differentiated_both_ways(odd, on_atoms, on_pairs):
     layout = AllPairs.of(on_atoms)
-    expected = torch.zeros_like(on_atoms)
-    for p, (i, j) in enumerate(pairs):
-        vector = on_atoms[:, i] - on_atoms[:, j]
-        expected[:, i] += factors[0][:, p, None] * vector
-        expected[:, j] -= factors[1][:, p, None] * vector
-    torch.testing.assert_close(layout.spread(factors, layout.difference(on_atoms)), expected)
+    for move, values in (
+        (lambda x: layout.sum_ends(x, odd), on_atoms),
+        (lambda x: layout.edges(x, odd), on_pairs),
+    ):
+        inputs = values.clone().requires_grad_()
+        assert torch.autograd.gradcheck(move, (inputs,), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(move, (inputs,))
 
 
 def test_layout_has_the_dtype_of_the_positions(on_atoms, dtype):
-    assert AllPairs.of(on_atoms.to(dtype)).first.dtype == dtype
+    assert AllPairs.of(on_atoms.to(dtype)).at_first.dtype == dtype
 
 
 @pytest.mark.parametrize("odd", [False, True])
-@pytest.mark.parametrize("gathered", [lambda x: NeighbourPairs.of(x, 100.0), NeighbourPairs.every])
-def test_gathers_move_as_products_with_matrices(gathered, odd, on_atoms, on_pairs):
-    every, near = AllPairs.of(on_atoms), gathered(on_atoms)
+@pytest.mark.parametrize("other", [lambda x: NeighbourPairs.of(x, 100.0), NeighbourPairs.every])
+def test_both_layouts_move_alike(other, odd, on_atoms, on_pairs):
+    every, near = AllPairs.of(on_atoms), other(on_atoms)
     same = torch.testing.assert_close
     same(near.sum_ends(on_atoms, odd), every.sum_ends(on_atoms, odd))
-    same(near.gather_to_atoms(on_pairs, odd), every.gather_to_atoms(on_pairs, odd))
-    factors = (on_pairs[..., 0], on_pairs[..., 1])
-    same(near.spread(factors, on_pairs), every.spread(factors, on_pairs))
     for layout in (every, near):
         edges = layout.edges(on_pairs, odd)
-        same(edges.sum(2), every.gather_to_atoms(on_pairs, odd))
+        same(edges.sum(2), every.edges(on_pairs, odd).sum(2))
         there_and_back = layout.reverse(layout.reverse(edges))
         same(there_and_back, edges)
         same(layout.edges(on_pairs), layout.reverse(layout.edges(on_pairs)))
 
 
 @pytest.mark.parametrize("n_dims", [2, 3])
-def test_a_field_has_the_same_values_with_gathers(monkeypatch, n_dims):
+def test_a_field_has_the_same_values_with_both_layouts(monkeypatch, n_dims):
     torch.manual_seed(0)
     field = LocalDensityField(n_hidden=8, n_channels=3, max_degree=2).double()
     for parameter in field.parameters():
@@ -122,4 +118,4 @@ def test_pairs_within_the_cutoff_are_found_structure_by_structure(generator):
 def test_atoms_without_any_neighbour():
     layout = NeighbourPairs.of(10.0 * torch.arange(6.0).view(1, 2, 3), 1.0)
     assert layout.pair.shape == (1, 2, 0)
-    assert layout.gather_to_atoms(torch.zeros(1, 0, 4)).shape == (1, 2, 4)
+    assert layout.edges(torch.zeros(1, 0, 4)).sum(2).shape == (1, 2, 4)

@@ -23,8 +23,10 @@ from boltztilt.networks.local_density_features import (
     DENSITY_SCALE,
     SOFTENING,
     EdgeActivations,
+    ForwardPass,
     NodeFeatures,
     PairGeometry,
+    Surroundings,
     TimeModulation,
     switched,
 )
@@ -154,23 +156,43 @@ class LocalDensityField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> Float[Tensor, "batch atoms dims"]:
         """The learned part of the velocity, before its mean is removed and it fades."""
+        passed = self.forward_pass(times, positions)
+        with full_precision(positions):
+            learned = self.local_velocity(passed)[..., : positions.shape[-1]]
+            if self.collective is not None:
+                learned = learned + self.collective(times, positions)
+        return learned
+
+    def forward_pass(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> ForwardPass:
+        """From the positions to the factors of x_i - x_j in the velocity of atom i."""
         layout = pair_layout(positions, self.cutoff)
         with full_precision(positions):
             geometry = self.pair_geometry(positions, layout)
+            around = Surroundings.of(geometry, layout)
         basis = self.radial_features(times, geometry, layout)
-        radial = self.scaled_by_kind(self.radial(basis), layout)
-        densities = self.densities(switched(radial, geometry), geometry, layout)
+        radial = switched(self.scaled_by_kind(self.radial(basis), layout), geometry)
+        densities = self.densities(radial, around, layout)
         modulation = self.modulate(times)
         nodes = self.node_features(densities, modulation)
         projections = self.projections(densities, geometry, layout)
         edges = self.edge_activations(basis, projections, nodes, modulation, geometry, layout)
-        pair_factors = self.pair_factors(edges, nodes, modulation, layout)
-        with full_precision(positions):
-            learned = self.local_velocity(pair_factors, nodes, densities, geometry, layout)
-            learned = learned[..., : positions.shape[-1]]
-            if self.collective is not None:
-                learned = learned + self.collective(times, positions)
-        return learned
+        gates = self.output + modulation.gates + nodes.gates
+        factors = (layout.edges(edges.output) * self.gates_of_edges(gates, layout)).sum(-1)
+        return ForwardPass(
+            layout,
+            geometry,
+            around,
+            radial,
+            densities,
+            modulation,
+            nodes,
+            projections,
+            edges,
+            gates,
+            factors,
+        )
 
     def velocity_and_divergence(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
@@ -203,15 +225,14 @@ class LocalDensityField(nn.Module):
             return basis
         return torch.cat([basis, self.kinds.zoomed(times, geometry.distances, layout)[0]], -1)
 
-    def radial_features_with_derivative(
+    def radial_slopes(
         self, times: Tensor, geometry: PairGeometry, layout: PairLayout
-    ) -> tuple[Float[Tensor, "batch pairs features"], Float[Tensor, "batch pairs features"]]:
-        """The radial functions and their derivatives with respect to distance."""
-        basis, slope = self.basis.with_derivative(geometry.distances)
+    ) -> Float[Tensor, "batch pairs features"]:
+        """Derivatives of the radial functions with respect to distance."""
+        slopes = self.basis.derivative(geometry.distances)
         if self.kinds is None:
-            return basis, slope
-        zoomed, zoomed_slope = self.kinds.zoomed(times, geometry.distances, layout)
-        return torch.cat([basis, zoomed], -1), torch.cat([slope, zoomed_slope], -1)
+            return slopes
+        return torch.cat([slopes, self.kinds.zoomed(times, geometry.distances, layout)[1]], -1)
 
     def scaled_by_kind(
         self, radial: Float[Tensor, "batch pairs densities"], layout: PairLayout
@@ -224,20 +245,15 @@ class LocalDensityField(nn.Module):
     def densities(
         self,
         radial: Float[Tensor, "batch pairs densities"],
-        geometry: PairGeometry,
+        around: Surroundings,
         layout: PairLayout,
     ) -> list[Float[Tensor, "batch atoms channels orders"]]:
         """A_i by degree, each scaled to a variance of order one for a dozen neighbours."""
-        by_degree = []
-        for degree, (values, angular) in enumerate(
-            zip(radial.split(self.n_channels, -1), geometry.harmonics, strict=True)
-        ):
-            messages = (values.unsqueeze(-1) * angular.unsqueeze(-2)).flatten(2)
-            density = layout.gather_to_atoms(messages, odd=degree % 2 == 1)
-            by_degree.append(
-                DENSITY_SCALE * density.unflatten(-1, (self.n_channels, 2 * degree + 1))
-            )
-        return by_degree
+        of_edges = layout.copies(radial).transpose(-1, -2).split(self.n_channels, -2)
+        return [
+            DENSITY_SCALE * (values @ harmonic)
+            for values, harmonic in zip(of_edges, around.harmonics, strict=True)
+        ]
 
     def modulate(self, times: Float[Tensor, "batch"]) -> TimeModulation:
         """Scales, shifts and gates of all layers at the given times."""
@@ -293,32 +309,23 @@ class LocalDensityField(nn.Module):
         second = self.edge_hidden(silu(first))
         return EdgeActivations(first, second, switched(silu(second), geometry))
 
-    def pair_factors(
-        self,
-        edges: EdgeActivations,
-        nodes: NodeFeatures,
-        modulation: TimeModulation,
-        layout: PairLayout,
-    ) -> tuple[Float[Tensor, "batch pairs"], Float[Tensor, "batch pairs"]]:
-        """The factors of x_i - x_j in the velocity of atom i, and of x_j - x_i in that of j."""
-        gates = self.output + modulation.gates + nodes.gates
-        first, second = layout.ends(gates)
-        if self.kinds is not None:
-            of_kind = self.kinds.edge_gates[self.kinds.pairs(layout)]
-            first, second = first + of_kind, second + of_kind
-        return (edges.output * first).sum(-1), (edges.output * second).sum(-1)
+    def gates_of_edges(
+        self, gates: Float[Tensor, "batch atoms hidden"], layout: PairLayout
+    ) -> Tensor:
+        """What the centre multiplies the activations of its edges by, `(batch, atoms, edges, _)`.
 
-    def local_velocity(
-        self,
-        pair_factors: tuple[Tensor, Tensor],
-        nodes: NodeFeatures,
-        densities: list[Tensor],
-        geometry: PairGeometry,
-        layout: PairLayout,
-    ) -> Float[Tensor, "batch atoms 3"]:
-        """What atoms learn from their surroundings, from its pair factors and vector features."""
-        pulls = layout.spread(pair_factors, geometry.vectors)
-        return pulls + (nodes.vector_weights.unsqueeze(-1) * densities[1]).sum(-2)
+        The axis of edges has length 1 where atoms are alike.
+        """
+        if self.kinds is None:
+            return gates.unsqueeze(2)
+        of_pairs = self.kinds.edge_gates[self.kinds.pairs(layout)]
+        return gates.unsqueeze(2) + layout.copies(of_pairs.expand(len(gates), -1, -1))
+
+    def local_velocity(self, passed: ForwardPass) -> Float[Tensor, "batch atoms 3"]:
+        """What atoms learn from their surroundings."""
+        pulls = (passed.factors.unsqueeze(-1) * passed.around.vectors).sum(2)
+        weights = passed.nodes.vector_weights
+        return pulls + (weights.unsqueeze(-1) * passed.densities[1]).sum(-2)
 
     def velocity(
         self,

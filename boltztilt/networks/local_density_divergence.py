@@ -31,12 +31,14 @@ from torch.nn.functional import silu
 from boltztilt.networks.local_density_features import (
     DENSITY_SCALE,
     EdgeActivations,
+    ForwardPass,
     NodeFeatures,
     PairGeometry,
+    Surroundings,
     TimeModulation,
     switched,
 )
-from boltztilt.networks.pair_layout import PairLayout, pair_layout
+from boltztilt.networks.pair_layout import PairLayout
 
 if TYPE_CHECKING:
     from boltztilt.networks.local_density import LocalDensityField
@@ -55,14 +57,6 @@ class PairRates(NamedTuple):
     fade: Float[Tensor, "batch pairs densities"]
 
 
-class Surroundings(NamedTuple):
-    """Vectors centre - other, their harmonics by degree, and r_a Y_m, zero for padding."""
-
-    vectors: Float[Tensor, "batch atoms edges 3"]
-    harmonics: list[Tensor]
-    outer: list[Tensor]
-
-
 class PulledBack(NamedTuple):
     """Gates of the centre pulled back to the embeddings and projections on an edge, and both."""
 
@@ -77,33 +71,24 @@ def velocity_and_divergence(
     positions: Float[Tensor, "batch atoms dims"],
 ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
     """The field's velocity, as `forward` gives it, and the trace of its Jacobian."""
-    layout = pair_layout(positions, field.cutoff)
-    geometry = field.pair_geometry(positions, layout)
-    basis, basis_slope = field.radial_features_with_derivative(times, geometry, layout)
-    unswitched = field.scaled_by_kind(field.radial(basis), layout)
-    unswitched_slope = field.scaled_by_kind(field.radial(basis_slope), layout)
-    radial, radial_slope = switched_radial(unswitched, unswitched_slope, geometry)
-    densities = field.densities(radial, geometry, layout)
-    modulation = field.modulate(times)
-    nodes = field.node_features(densities, modulation)
-    projections = field.projections(densities, geometry, layout)
-    edges = field.edge_activations(basis, projections, nodes, modulation, geometry, layout)
-    factors = field.pair_factors(edges, nodes, modulation, layout)
+    passed = field.forward_pass(times, positions)
+    layout, geometry, around = passed.layout, passed.geometry, passed.around
+    densities, nodes, edges, gates = passed.densities, passed.nodes, passed.edges, passed.gates
+    modulation = passed.modulation
+    basis_slope, radial_slope = radial_slopes(field, times, passed)
 
     n_dims = positions.shape[-1]
-    learned = field.local_velocity(factors, nodes, densities, geometry, layout)[..., :n_dims]
+    learned = field.local_velocity(passed)[..., :n_dims]
     slopes = edge_slopes(edges, modulation, geometry)
     node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
-    gates = field.output + modulation.gates + nodes.gates
     both_gates = gates_of_both_ends(field, gates, layout)
-    rates = pair_rates(field, radial, radial_slope, geometry)
-    stretched = stretched_inputs(field, basis_slope, projections, rates, geometry)
-    around = surroundings(geometry, layout)
+    rates = pair_rates(field, passed.radial, radial_slope, geometry)
+    stretched = stretched_inputs(field, basis_slope, passed.projections, rates, geometry)
     pulled = pull_back_to_centres(field, gates, slopes, layout)
     own = own_density_rates(field, rates, around, layout)
     pull = pull_on_centres(field, pulled, edges, densities, around, layout)
     divergence = (
-        n_dims * (factors[0] + factors[1]).sum(-1)
+        n_dims * passed.factors.sum((1, 2))
         + _dot(pull_back(field, both_gates, slopes), stretched)
         + switch_trace(edges, both_gates, geometry)
         + far_trace(field, pulled, node_slope, rates, densities, around, layout)
@@ -127,17 +112,6 @@ def gates_of_both_ends(
     if field.kinds is None:
         return ends
     return ends + 2 * field.kinds.edge_gates[field.kinds.pairs(layout)]
-
-
-def surroundings(geometry: PairGeometry, layout: PairLayout) -> Surroundings:
-    """The geometry of all edges as seen from every atom."""
-    vectors = layout.edges(geometry.vectors, odd=True)
-    harmonics = [
-        layout.edges(harmonic, odd=degree % 2 == 1)
-        for degree, harmonic in enumerate(geometry.harmonics)
-    ]
-    outer = [(vectors.unsqueeze(-1) * harmonic.unsqueeze(-2)).flatten(3) for harmonic in harmonics]
-    return Surroundings(vectors, harmonics, outer)
 
 
 def pair_rates(
@@ -189,14 +163,18 @@ def edge_slopes(
     return first, switched(silu_slope(edges.second), geometry)
 
 
-def switched_radial(
-    radial: Tensor, slope: Tensor, geometry: PairGeometry
-) -> tuple[Float[Tensor, "batch pairs densities"], Float[Tensor, "batch pairs densities"]]:
-    """Radial functions and their derivatives under the switch of a cutoff."""
-    if geometry.switch is None:
-        return radial, slope
-    switch, switch_slope = geometry.switch
-    return radial * switch, slope * switch + radial * switch_slope
+def radial_slopes(
+    field: LocalDensityField, times: Tensor, passed: ForwardPass
+) -> tuple[Float[Tensor, "batch pairs features"], Float[Tensor, "batch pairs densities"]]:
+    """Derivatives by distance of radial functions, and of what pairs contribute to densities."""
+    slopes = field.radial_slopes(times, passed.geometry, passed.layout)
+    of_densities = field.scaled_by_kind(field.radial(slopes), passed.layout)
+    if passed.geometry.switch is None:
+        return slopes, of_densities
+    switch, switch_slope = passed.geometry.switch
+    basis = field.radial_features(times, passed.geometry, passed.layout)
+    unswitched = field.scaled_by_kind(field.radial(basis), passed.layout)
+    return slopes, of_densities * switch + unswitched * switch_slope
 
 
 def switch_trace(
@@ -223,10 +201,7 @@ def pull_back_to_centres(
     layout: PairLayout,
 ) -> PulledBack:
     """The gates of every centre pulled back along all its edges."""
-    wide = gates.unsqueeze(2)
-    if field.kinds is not None:
-        of_kind = field.kinds.edge_gates[field.kinds.pairs(layout)].expand_as(slopes[0])
-        wide = wide + layout.copies(of_kind)
+    wide = field.gates_of_edges(gates, layout)
     inputs = pull_back(field, wide, (layout.copies(slopes[0]), layout.copies(slopes[1])))
     weight = torch.cat([field.node_embedding.weight, field.edge_densities.weight], dim=1)
     embedding, projections = (inputs @ weight).split(
@@ -273,7 +248,7 @@ def own_density_rates(
     acrosses = layout.copies(rates.across).split(field.n_channels, -1)
     by_degree = []
     for degree, (along, across) in enumerate(zip(alongs, acrosses, strict=True)):
-        own = _over_edges(around.outer[degree], along)
+        own = _over_edges(around.outer(degree), along)
         if degree > 0:
             lower = _over_edges(around.harmonics[degree - 1], across)
             gradient = field.get_buffer(f"gradient_tensor_{degree}")
@@ -323,7 +298,7 @@ def projection_trace(
     """Sum of <c, D a> through the centre's density as its edges see it."""
     total = torch.zeros_like(own[0][:, 0, 0, 0])
     for degree, weight in enumerate(pulled.projections.split(field.n_channels, -1)):
-        on_rates = _over_edges(around.outer[degree], weight)
+        on_rates = _over_edges(around.outer(degree), weight)
         total = total + _dot(on_rates, own[degree]) / (2 * degree + 1) ** 0.5
     return total
 

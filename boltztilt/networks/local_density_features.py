@@ -7,6 +7,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from boltztilt.networks.pair_layout import PairLayout
+
 SOFTENING = 0.1
 """Distance, in units of the core, below which angular features fade."""
 
@@ -25,6 +27,29 @@ class PairGeometry(NamedTuple):
     softened: Float[Tensor, "batch pairs"]
     harmonics: list[Tensor]
     switch: tuple[Float[Tensor, "batch pairs 1"], Float[Tensor, "batch pairs 1"]] | None = None
+
+
+class Surroundings(NamedTuple):
+    """Vectors centre - other of all edges and their harmonics by degree, zero for padding.
+
+    Edges that are padding, as the diagonal of all pairs is, count nothing for that reason.
+    """
+
+    vectors: Float[Tensor, "batch atoms edges 3"]
+    harmonics: list[Tensor]
+
+    @classmethod
+    def of(cls, geometry: PairGeometry, layout: PairLayout) -> Surroundings:
+        """The geometry of all edges as seen from every atom."""
+        harmonics = [
+            layout.edges(harmonic, odd=degree % 2 == 1)
+            for degree, harmonic in enumerate(geometry.harmonics)
+        ]
+        return cls(layout.edges(geometry.vectors, odd=True), harmonics)
+
+    def outer(self, degree: int) -> Float[Tensor, "batch atoms edges axes_orders"]:
+        """Products r_a Y_m, axes and orders in one index."""
+        return (self.vectors.unsqueeze(-1) * self.harmonics[degree].unsqueeze(-2)).flatten(3)
 
 
 class NodeFeatures(NamedTuple):
@@ -52,6 +77,22 @@ class TimeModulation(NamedTuple):
     edge_scale: Float[Tensor, "batch 1 hidden"]
     edge_shift: Float[Tensor, "batch 1 hidden"]
     gates: Float[Tensor, "batch 1 hidden"]
+
+
+class ForwardPass(NamedTuple):
+    """All that the field makes of times and positions on its way to the velocity."""
+
+    layout: PairLayout
+    geometry: PairGeometry
+    around: Surroundings
+    radial: Float[Tensor, "batch pairs densities"]
+    densities: list[Tensor]
+    modulation: TimeModulation
+    nodes: NodeFeatures
+    projections: Float[Tensor, "batch pairs densities"]
+    edges: EdgeActivations
+    gates: Float[Tensor, "batch atoms hidden"]
+    factors: Float[Tensor, "batch atoms edges"]
 
 
 def switched(values: Float[Tensor, "batch pairs features"], geometry: PairGeometry) -> Tensor:

@@ -22,14 +22,13 @@ from torch import Tensor
 
 from boltztilt.networks.local_density_divergence import (
     PulledBack,
-    Surroundings,
     edge_slopes,
     pull_back_to_centres,
     pull_on_centres,
+    radial_slopes,
     silu_slope,
-    surroundings,
 )
-from boltztilt.networks.local_density_features import DENSITY_SCALE, NodeFeatures
+from boltztilt.networks.local_density_features import DENSITY_SCALE, NodeFeatures, Surroundings
 from boltztilt.networks.pair_layout import AllPairs, pair_layout
 
 if TYPE_CHECKING:
@@ -58,29 +57,22 @@ def learned_jacobian(
 
     Only for fields and numbers of atoms of which `has_jacobian` is true.
     """
-    layout = pair_layout(positions, field.cutoff)
-    geometry = field.pair_geometry(positions, layout)
-    basis, basis_slope = field.basis.with_derivative(geometry.distances)
-    radial, radial_slope = field.radial(basis), field.radial(basis_slope)
-    densities = field.densities(radial, geometry, layout)
-    modulation = field.modulate(times)
-    nodes = field.node_features(densities, modulation)
-    projections = field.projections(densities, geometry, layout)
-    edges = field.edge_activations(basis, projections, nodes, modulation, geometry, layout)
-    factors = field.pair_factors(edges, nodes, modulation, layout)
+    passed = field.forward_pass(times, positions)
+    layout, geometry, around = passed.layout, passed.geometry, passed.around
+    densities, nodes, edges, gates = passed.densities, passed.nodes, passed.edges, passed.gates
+    basis_slope, radial_slope = radial_slopes(field, times, passed)
     n_dims = positions.shape[-1]
-    values = field.local_velocity(factors, nodes, densities, geometry, layout)[..., :n_dims]
+    values = field.local_velocity(passed)[..., :n_dims]
 
-    around = surroundings(geometry, layout)
-    values_and_slopes = (layout.copies(each) for each in (radial, radial_slope))
+    values_and_slopes = (layout.copies(each) for each in (passed.radial, radial_slope))
     edge_radial, edge_slope = (each.split(field.n_channels, -1) for each in values_and_slopes)
     directions = around.vectors / layout.copies(geometry.distances[..., None])
     turning = harmonic_gradients(field, layout.copies(geometry.softened[..., None]), around)
     growth = density_gradients(edge_radial, edge_slope, directions, turning, around)
 
-    node_slope = silu_slope(nodes.pre_activation) * (1 + modulation.node_scale)
-    gates = field.output + modulation.gates + nodes.gates
-    pulled = pull_back_to_centres(field, gates, edge_slopes(edges, modulation, geometry), layout)
+    node_slope = silu_slope(nodes.pre_activation) * (1 + passed.modulation.node_scale)
+    slopes_of_edges = edge_slopes(edges, passed.modulation, geometry)
+    pulled = pull_back_to_centres(field, gates, slopes_of_edges, layout)
     pull = pull_on_centres(field, pulled, edges, densities, around, layout)
     by_order = [density.transpose(-1, -2) for density in densities]
     slopes = edge_gradients(
@@ -88,8 +80,8 @@ def learned_jacobian(
     )
     far = far_pulls(field, pulled, node_slope, by_order, around)
     own = own_pulls(field, pulled, pull * node_slope.unsqueeze(2), by_order, around, nodes)
-    phi = (layout.copies(edges.output) * gates.unsqueeze(2)).sum(-1)
-    jacobian = at_fixed_densities(phi, slopes, around) + through_densities(far, own, growth, around)
+    jacobian = at_fixed_densities(passed.factors, slopes, around)
+    jacobian = jacobian + through_densities(far, own, growth, around)
     return LearnedPart(values, jacobian[:, :, :n_dims, :, :n_dims].flatten(3))
 
 
@@ -101,7 +93,7 @@ def harmonic_gradients(
     for degree in range(1, field.max_degree + 1):
         tensor = field.get_buffer(f"gradient_tensor_{degree}").to(softened)
         turned = (around.harmonics[degree - 1] @ tensor.flatten(1)) / softened
-        faded = around.outer[degree] * (degree / softened.square())
+        faded = around.outer(degree) * (degree / softened.square())
         gradients.append((turned - faded).unflatten(-1, (3, 2 * degree + 1)))
     return gradients
 
@@ -174,8 +166,8 @@ def own_pulls(
     weights = pull @ field.node_input.weight
     by_degree = through_invariants(field, weights, [each.unsqueeze(2) for each in densities])
     projected = pulled.projections.split(field.n_channels, -1)
-    for degree, (weight, outer) in enumerate(zip(projected, around.outer, strict=True)):
-        seen = (outer.transpose(-1, -2) @ weight).unflatten(2, (3, -1))
+    for degree, weight in enumerate(projected):
+        seen = (around.outer(degree).transpose(-1, -2) @ weight).unflatten(2, (3, -1))
         by_degree[degree] = by_degree[degree] + (2 * degree + 1) ** -0.5 * seen
     identity = torch.eye(3, dtype=pull.dtype, device=pull.device)
     by_degree[1] = by_degree[1] + identity.unsqueeze(-1) * nodes.vector_weights[:, :, None, None]
@@ -190,7 +182,7 @@ def through_invariants(
     gradients = []
     for degree, (weight, density) in enumerate(zip(by_degree, densities, strict=True)):
         mixing, wide = field.mixing[degree], weight.unsqueeze(-2)
-        gradient = wide * (density @ mixing) + (wide * density) @ mixing.T
+        gradient = wide * (density @ mixing) + torch.einsum("...c,dc->...d", wide * density, mixing)
         gradients.append(gradient / (2 * degree + 1))
     gradients[0] = gradients[0] + direct.unsqueeze(-2)
     return gradients
@@ -203,12 +195,12 @@ def at_fixed_densities(
 ) -> Float[Tensor, "batch atoms 3 atoms 3"]:
     """d/dx_j of sum_k phi_ik r_ik through the vectors r_ik, `(batch, i, axis, j, axis of x_j)`.
 
-    The vector of an edge grows with its centre, and shrinks with its other end.
+    The vector of an edge grows with its centre, and shrinks with its other end; phi_ii is zero.
     """
     identity = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
     axes = torch.eye(3, dtype=phi.dtype, device=phi.device)
     edge = around.vectors.unsqueeze(-1) * slopes.unsqueeze(-2)
-    edge = edge + ((1 - identity) * phi)[..., None, None] * axes
+    edge = edge + phi[..., None, None] * axes
     whole = identity[:, :, None, None] * edge.sum(2, keepdim=True) - edge
     return whole.transpose(2, 3)
 
@@ -222,12 +214,13 @@ def through_densities(
     """sum_k dv_i/dA_k dA_k/dx_j: A_k gains with its own position what it loses with the others'."""
     n_atoms = far.shape[1]
     identity = torch.eye(n_atoms, dtype=far.dtype, device=far.device)
-    gained = growth.sum(2)
-    others = growth.flatten(2, 3) @ far.transpose(-1, -2)  # (batch, k, (j, axis), i)
-    itself = gained @ far.transpose(-1, -2)  # (batch, k, axis, i)
+    both = torch.cat([far, own], 2)
+    changes = growth.flatten(2, 3) @ both.transpose(-1, -2)  # (batch, k, (j, axis), i or own axis)
+    others, of_itself = changes.split([n_atoms, 3], -1)
+    gained = changes.unflatten(2, (n_atoms, 3)).sum(2)
+    itself, of_own = gained.split([n_atoms, 3], -1)
     lost = around.vectors.transpose(-1, -2) @ others.permute(0, 3, 1, 2)  # sum over k
-    lost = lost + own @ growth.flatten(2, 3).transpose(-1, -2)
+    lost = lost + of_itself.transpose(-1, -2)
     won = around.vectors.unsqueeze(-1) * itself.permute(0, 3, 1, 2).unsqueeze(-2)
-    of_own = own @ gained.transpose(-1, -2)
-    won = won + identity[:, :, None, None] * of_own.unsqueeze(2)
+    won = won + identity[:, :, None, None] * of_own.transpose(-1, -2).unsqueeze(2)
     return won.transpose(2, 3) - lost.unflatten(-1, (n_atoms, 3))

@@ -1,14 +1,13 @@
 """Moving values between atoms, pairs of atoms i < j, and the edges that every atom sees.
 
-An edge is a pair seen from one of its ends, the centre. `AllPairs` moves values between all pairs
-of a small cluster by products with matrices, `NeighbourPairs` by gathers between those within a
-cutoff, or all pairs of a large cluster; both offer the same moves.
+An edge is a pair seen from one of its ends, the centre. `AllPairs` serves small clusters,
+`NeighbourPairs` pairs within a cutoff, or all pairs of a large cluster; both offer the same moves.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,65 +16,65 @@ from torch import Tensor
 from boltztilt.geometry import pair_indices
 
 MOST_ATOMS_FOR_MATRICES = 80
-"""Up to here products with matrices, n³ work, took less CPU time than gathers, n² work."""
+"""Up to here gradients by products with matrices, n³ work, took less CPU time than scattering."""
 
 
 class AllPairs(NamedTuple):
-    """Incidence matrices of the complete graph: `first[p, i] = 1` where i is the first end of p.
+    """The complete graph of a few dozen atoms.
 
-    Sums over a few dozen atoms are products with small constant matrices: on a CPU they are
-    faster than gathers, whose gradients scatter. `pair` is the pair of every edge.
+    Gathers go back by products with small constant matrices, which are faster on a CPU than
+    scattering.
+
+    Attributes:
+        first, second: the atoms of every pair.
+        pair: the pair of every edge.
+        at_first, at_second: 1 where an atom is that end of a pair.
     """
 
-    first: Float[Tensor, "pairs atoms"]
-    second: Float[Tensor, "pairs atoms"]
+    first: Int[Tensor, "pairs"]
+    second: Int[Tensor, "pairs"]
     pair: Int[Tensor, "all_edges"]
+    at_first: Float[Tensor, "atoms pairs"]
+    at_second: Float[Tensor, "atoms pairs"]
 
     @classmethod
     def of(cls, positions: Float[Tensor, "batch atoms dims"]) -> AllPairs:
         """The layout for this number of atoms, in the dtype and on the device of the positions."""
         n_atoms = positions.shape[-2]
-        ends = pair_indices(n_atoms, positions.device)
+        first, second = pair_indices(n_atoms, positions.device)
         identity = torch.eye(n_atoms, dtype=positions.dtype, device=positions.device)
         pair = pair_numbers(n_atoms, positions.device).flatten()
-        return cls(identity[ends[0]], identity[ends[1]], pair)
+        return cls(first, second, pair, identity[first].T, identity[second].T)
 
     @property
     def n_atoms(self) -> int:
         """Number of atoms."""
-        return self.first.shape[1]
+        return len(self.at_first)
 
     def difference(self, values: Float[Tensor, "batch atoms features"]) -> Tensor:
         """Value of the first end minus that of the second, `(batch, pairs, features)`."""
-        return (self.first - self.second) @ values
+        return self.sum_ends(values, odd=True)
 
     def sum_ends(self, values: Float[Tensor, "batch atoms features"], odd: bool = False) -> Tensor:
         """Sum of both ends; `odd` values change sign with the direction of the edge."""
-        return (self.first - self.second if odd else self.first + self.second) @ values
-
-    def ends(self, values: Float[Tensor, "batch atoms features"]) -> tuple[Tensor, Tensor]:
-        """Values of the first and of the second end, each `(batch, pairs, features)`."""
-        return self.first @ values, self.second @ values
-
-    def gather_to_atoms(
-        self, values: Float[Tensor, "batch pairs features"], odd: bool = False
-    ) -> Tensor:
-        """Sum over the pairs of every atom; `odd` values change sign at the second end."""
-        incidence = self.first - self.second if odd else self.first + self.second
-        return incidence.T @ values
-
-    def spread(
-        self, factors: tuple[Tensor, Tensor], vectors: Float[Tensor, "batch pairs 3"]
-    ) -> Float[Tensor, "batch atoms 3"]:
-        """sum_j factor_ij (x_i - x_j) at every atom, one factor for either end of a pair."""
-        at_first = self.first.T @ (factors[0].unsqueeze(-1) * vectors)
-        return at_first - self.second.T @ (factors[1].unsqueeze(-1) * vectors)
+        sign = -1.0 if odd else 1.0
+        if not values.requires_grad:
+            return _sum_of_ends(values, self.first, self.second, sign)
+        transpose = self.at_first + sign * self.at_second
+        function = _SumOfEnds if torch.compiler.is_compiling() else _SumOfEndsWithRate
+        return function.apply(values, self.first, self.second, sign, transpose)
 
     def copies(
         self, values: Float[Tensor, "batch pairs features"]
     ) -> Float[Tensor, "batch atoms atoms features"]:
-        """Values at (centre, other), anything on the diagonal."""
-        return values.index_select(1, self.pair).unflatten(1, (self.n_atoms, self.n_atoms))
+        """Values at (centre, other), anything on the diagonal, which must not be used."""
+        square = (self.n_atoms, self.n_atoms)
+        if not values.requires_grad:
+            return values.index_select(1, self.pair).unflatten(1, square)
+        edge = self.first * self.n_atoms + self.second
+        reverse = self.second * self.n_atoms + self.first
+        function = _Copies if torch.compiler.is_compiling() else _CopiesWithRate
+        return function.apply(values, self.pair, edge, reverse).unflatten(1, square)
 
     def edges(
         self, values: Float[Tensor, "batch pairs features"], odd: bool = False
@@ -88,6 +87,69 @@ class AllPairs(NamedTuple):
     def reverse(self, values: Float[Tensor, "batch atoms atoms features"]) -> Tensor:
         """Values of every edge taken from its other end."""
         return values.transpose(1, 2)
+
+
+def _sum_of_ends(values: Tensor, first: Tensor, second: Tensor, sign: float) -> Tensor:
+    """Values of the first ends plus `sign` times those of the second."""
+    return values.index_select(1, first) + sign * values.index_select(1, second)
+
+
+class _SumOfEnds(torch.autograd.Function):
+    """`_sum_of_ends`, back by a product with `transpose`.
+
+    This function and `_Copies` have no forward-mode derivative, because torch.compile refuses
+    functions that have; their subclasses are for all other uses.
+    """
+
+    @staticmethod
+    def forward(
+        values: Tensor, first: Tensor, second: Tensor, sign: float, transpose: Tensor
+    ) -> Tensor:
+        return _sum_of_ends(values, first, second, sign)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, first, second, ctx.sign, transpose = inputs
+        ctx.save_for_backward(transpose)
+        ctx.save_for_forward(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (transpose,) = ctx.saved_tensors
+        return transpose.to(gradient.dtype) @ gradient, None, None, None, None
+
+
+class _SumOfEndsWithRate(_SumOfEnds):
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor, *_: Any) -> Tensor:
+        return _sum_of_ends(change, *ctx.saved_tensors, ctx.sign)
+
+
+class _Copies(torch.autograd.Function):
+    """Values of pairs on all edges; back go those of both edges of a pair, off the diagonal."""
+
+    @staticmethod
+    def forward(values: Tensor, pair: Tensor, edge: Tensor, reverse: Tensor) -> Tensor:
+        return values.index_select(1, pair)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, pair, edge, reverse = inputs
+        ctx.save_for_backward(edge, reverse)
+        ctx.save_for_forward(pair)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        edge, reverse = ctx.saved_tensors
+        both = gradient.index_select(1, edge) + gradient.index_select(1, reverse)
+        return both, None, None, None
+
+
+class _CopiesWithRate(_Copies):
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor, *_: Any) -> Tensor:
+        (pair,) = ctx.saved_tensors
+        return change.index_select(1, pair)
 
 
 class NeighbourPairs(NamedTuple):
@@ -153,25 +215,8 @@ class NeighbourPairs(NamedTuple):
 
     def sum_ends(self, values: Float[Tensor, "batch atoms features"], odd: bool = False) -> Tensor:
         """Sum of both ends; `odd` values change sign with the direction of the edge."""
-        first, second = self.ends(values)
+        first, second = _rows(values, self.first), _rows(values, self.second)
         return first - second if odd else first + second
-
-    def ends(self, values: Float[Tensor, "batch atoms features"]) -> tuple[Tensor, Tensor]:
-        """Values of the first and of the second end, each `(batch, pairs, features)`."""
-        return _rows(values, self.first), _rows(values, self.second)
-
-    def gather_to_atoms(
-        self, values: Float[Tensor, "batch pairs features"], odd: bool = False
-    ) -> Tensor:
-        """Sum over the pairs of every atom; `odd` values change sign at the second end."""
-        return self.edges(values, odd).sum(2)
-
-    def spread(
-        self, factors: tuple[Tensor, Tensor], vectors: Float[Tensor, "batch pairs 3"]
-    ) -> Float[Tensor, "batch atoms 3"]:
-        """sum_j factor_ij (x_i - x_j) at every atom, one factor for either end of a pair."""
-        pulls = [self.edges(factor.unsqueeze(-1) * vectors, odd=True) for factor in factors]
-        return torch.where(self.sign.unsqueeze(-1) > 0, pulls[0], pulls[1]).sum(2)
 
     def copies(
         self, values: Float[Tensor, "batch pairs features"]

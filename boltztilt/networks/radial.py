@@ -43,14 +43,13 @@ class WarpedBumps(nn.Module):
         """Values of all bumps at the given distances."""
         return self._offsets_and_heights(distances)[1] ** 3
 
-    def with_derivative(
+    def derivative(
         self, distances: Float[Tensor, "batch pairs"]
-    ) -> tuple[Float[Tensor, "batch pairs n_radial"], Float[Tensor, "batch pairs n_radial"]]:
-        """Values and derivatives with respect to distance."""
+    ) -> Float[Tensor, "batch pairs n_radial"]:
+        """Derivatives of all bumps with respect to distance."""
         offsets, heights = self._offsets_and_heights(distances)
         slope = self.slope / torch.sqrt((distances - self.core) ** 2 + self.spread**2)
-        chain = (-6 / BUMP_HALF_WIDTH**2) * slope.unsqueeze(-1)
-        return heights**3, chain * offsets * heights**2
+        return (-6 / BUMP_HALF_WIDTH**2) * slope.unsqueeze(-1) * offsets * heights**2
 
     def _offsets_and_heights(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         warped = self.slope * torch.asinh((distances - self.core) / self.spread)
