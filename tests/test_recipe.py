@@ -40,6 +40,7 @@ BAD_VALUES = {
     "likelihood_grid_power": 0.0,
     "likelihood_rate": 0.0,
     "likelihood_anchor": -1.0,
+    "pace_structures": -1,
     "warmup_steps": -1,
     "checkpoint_minutes": -1.0,
 }

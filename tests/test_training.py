@@ -224,6 +224,17 @@ def test_finished_run_resumes_to_itself(tmp_path):
     assert_same(result(tmp_path), before)
 
 
+def test_pace_is_measured_at_the_end_and_only_there(tmp_path):
+    seen = []
+    settings = {**SMALL, "pace_structures": 3}
+    assert "pace" not in train(cluster(), out=tmp_path, max_minutes=0.0, **settings).metadata
+    train(cluster(), out=tmp_path, resume=True, progress=seen.append)
+    assert seen[-1].stage == "pace"
+    assert seen[-1].step == seen[-1].n_steps
+    kept = load_weights(tmp_path / "weights.safetensors")[1]
+    assert len(kept["pace"]) == seen[-1].n_steps + 1
+
+
 def test_sampler_of_a_run_folder_is_the_trained_one(tmp_path):
     trained = train(cluster(), out=tmp_path, **SMALL)
     loaded = Sampler.load(tmp_path / "weights.safetensors", cluster())

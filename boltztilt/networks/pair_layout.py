@@ -122,7 +122,8 @@ class _SumOfEnds(torch.autograd.Function):
 class _SumOfEndsWithRate(_SumOfEnds):
     @staticmethod
     def jvp(ctx: Any, change: Tensor, *_: Any) -> Tensor:
-        return _sum_of_ends(change, *ctx.saved_tensors, ctx.sign)
+        first, second = ctx.saved_tensors
+        return _sum_of_ends(change, first, second, ctx.sign)
 
 
 class _Copies(torch.autograd.Function):

@@ -30,6 +30,7 @@ from boltztilt.sampling.flow import (
     integrate_dopri5,
     warped_grid,
 )
+from boltztilt.sampling.pace import measured_pace, paced_grid
 from boltztilt.sampling.stochastic import stochastic_flow
 from boltztilt.systems.system import System, available_systems, load_system
 
@@ -111,7 +112,8 @@ class Sampler:
         if stochastic:
             ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
         else:
-            ends = self._transport(starts, n_steps, batch_size, with_density, solver, progress)
+            times = self.time_grid(n_steps)
+            ends = self._transport(starts, times, batch_size, with_density, solver, progress)
         positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
         energies = self.system.potential.energy(positions)
         info = {
@@ -142,9 +144,8 @@ class Sampler:
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
-        starts, change = self._transport(
-            positions, n_steps, batch_size, True, solver, progress, backward=True
-        )
+        times = self.time_grid(n_steps).flip(0)
+        starts, change = self._transport(positions, times, batch_size, True, solver, progress)
         log_density = self.system.base.log_density(starts) - change
         if not self.system.one_handed:
             return log_density
@@ -174,27 +175,58 @@ class Sampler:
         """The first `n` structures of an ensemble, integrated again with other steps."""
         generator = torch.Generator().manual_seed(ensemble.info["seed"])
         starts = self.system.base.sample(len(ensemble), generator)[:n]
-        positions, change = self._transport(starts, n_steps, None, True, "rk4", None)
+        times = self.time_grid(n_steps)
+        positions, change = self._transport(starts, times, None, True, "rk4", None)
         energies = self.system.potential.energy(positions)
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system).unmirrored()
 
+    def time_grid(self, n_steps: int) -> Float64[Tensor, "times"]:
+        """Times of the solver's steps, at the pace that was measured for the field if one was."""
+        if "pace" not in self.metadata:
+            return warped_grid(n_steps)
+        return paced_grid(n_steps, torch.tensor(self.metadata["pace"], dtype=torch.float64))
+
+    def paced(self, n: int = 16, seed: int = 0, progress: Progress | None = None) -> Sampler:
+        """The same sampler with the solver's steps where they are needed, see `measured_pace`.
+
+        Args:
+            n: draws of the base with which errors are measured, each at the cost of about 300 steps
+                with a density.
+            progress: called with the numbers of parts of the flow done and wanted.
+        """
+        starts = self.system.base.sample(n, torch.Generator().manual_seed(seed))
+
+        def carry(positions: Tensor, times: Tensor) -> FlowResult:
+            work = 300 * n
+            ends = self._transport(positions, times, None, True, "rk4", None, work)
+            return FlowResult(*ends)
+
+        def log_weights(starts: Tensor, end: FlowResult) -> Tensor:
+            density = self.system.base.log_density(starts) + end.log_density_change
+            return -self.system.potential.energy(end.positions).double() - density
+
+        pace = measured_pace(carry, log_weights, starts, progress).tolist()
+        return Sampler(self.system, self.field, {**self.metadata, "pace": pace})
+
     def _transport(
         self,
         starts: Tensor,
-        n_steps: int,
+        times: Float64[Tensor, "times"],
         batch_size: int | None,
         with_density: bool,
         solver: str,
         progress: Progress | None,
-        backward: bool = False,
+        n_steps: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """End points and changes of log q in batches, on the CPU."""
+        """End points and changes of log q in batches, on the CPU.
+
+        `n_steps` is the number of steps of all structures, more than these where others follow.
+        """
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
-        rates = self._rates(len(starts) * n_steps, solver)
-        settings = (n_steps, with_density, solver, backward, self.device)
-        carry = partial(_flow, rates, *settings)
+        rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
+        carry = partial(_flow, rates, times, with_density, solver, self.device)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)
@@ -370,21 +402,18 @@ class _Rates(NamedTuple):
 
 def _flow(
     rates: _Rates,
-    n_steps: int,
+    times: Float64[Tensor, "times"],
     with_density: bool,
     solver: str,
-    backward: bool,
     device: torch.device,
     batch: Tensor,
 ) -> FlowResult:
     """A batch carried along the flow on the device of the field, and brought back."""
     batch = batch.to(device)
     if solver == "rk4":
-        times = warped_grid(n_steps)
-        result = integrate(rates, batch, times.flip(0) if backward else times, with_density)
+        result = integrate(rates, batch, times, with_density)
     else:
-        ends = (1.0, 0.0) if backward else (0.0, 1.0)
-        result = integrate_dopri5(rates, batch, *ends, with_density)
+        result = integrate_dopri5(rates, batch, float(times[0]), float(times[-1]), with_density)
     return FlowResult(result.positions.cpu(), result.log_density_change.cpu())
 
 

@@ -41,6 +41,7 @@ NOT_NEGATIVE = (
     "polish_rollout_every",
     "likelihood_steps",
     "likelihood_anchor",
+    "pace_structures",
     "warmup_steps",
     "checkpoint_minutes",
 )
@@ -102,6 +103,8 @@ class Recipe:
         likelihood_anchor: weight of the distance to the field that flow matching left, in nats.
             Without it the field stiffens until the few steps integrate it wrongly, and the
             likelihood rises without bound.
+        pace_structures: draws of the base with which the steps of the solver are placed in the end
+            (`sampling.pace`); with none they are those of `warped_grid`.
         batch_size: interpolant points of one update.
         times_per_pair: points drawn on the path of each coupled pair.
         uniform_times: how many of these have uniform times, the others 1 - t log-uniform. Uniform
@@ -143,6 +146,7 @@ class Recipe:
     likelihood_rate: float = 1e-3
     likelihood_forces: bool = False
     likelihood_anchor: float = 1.0
+    pace_structures: int = 0
     batch_size: int = 256
     times_per_pair: int = 4
     uniform_times: int = 0
