@@ -35,7 +35,7 @@ from boltztilt.analysis.reference import Reference
 from boltztilt.hardware import hardware
 from boltztilt.report import write_report
 from boltztilt.sampling.estimate import Estimate
-from boltztilt.sampling.sampler import DEFAULT_STEPS, Sampler
+from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import load_system
 from boltztilt.tilt.annealing import anneal
 
@@ -80,7 +80,9 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     """ESS, bounds of log Z and energies of a sampler."""
     ensemble = sampler.sample(options.n, options.seed)
     n_reference = min(options.n, len(reference))
-    at_reference = log_weights_at(sampler, reference, n_reference, DEFAULT_STEPS, lambda done: None)
+    at_reference = log_weights_at(
+        sampler, reference, n_reference, None, lambda done: None
+    )
     return {
         "ess": ensemble.ess,
         "elbo": ensemble.elbo.value,

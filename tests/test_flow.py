@@ -63,13 +63,14 @@ def test_positions_converge_with_fourth_order_to_the_matrix_exponential(power, g
     assert order(errors) == pytest.approx(4, abs=0.25)
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("power", [1.0, 2.0])
-def test_log_density_converges_with_fourth_order(power, generator):
+def test_log_density_converges_with_fourth_order(power, halves, generator):
     field, positions = Logistic(), starts(generator)
     moved, change = field.solution(positions)
     errors = []
     for n_steps in (10, 20):
-        result = integrate(field, positions, warped_grid(n_steps, power))
+        result = integrate(field, positions, warped_grid(n_steps, power), halves=halves)
         errors.append((result.log_density_change - change).abs().max().item())
     torch.testing.assert_close(result.positions, moved, atol=1e-4, rtol=0)
     assert order(errors) == pytest.approx(4, abs=0.3)
@@ -127,6 +128,21 @@ def test_log_density_does_not_lose_digits_over_many_steps(generator):
     change = integrate(field, positions, warped_grid(1000)).log_density_change
     exact = -field.matrix.detach().trace().double().item()
     assert change.tolist() == pytest.approx([exact] * len(positions), rel=1e-10)
+
+
+def test_halves_are_steps_of_half_the_size_with_as_many_divergences(generator):
+    field, positions = Logistic(), starts(generator)
+    calls = []
+    exact = field.velocity_and_divergence
+    field.velocity_and_divergence = lambda *inputs: calls.append(1) or exact(*inputs)
+    times = torch.tensor([0.0, 0.5, 0.8, 1.0], dtype=torch.float64)
+    finer = torch.tensor([0.0, 0.25, 0.5, 0.65, 0.8, 0.9, 1.0], dtype=torch.float64)
+    halved = integrate(field, positions, times, halves=True)
+    assert len(calls) == 7
+    whole = integrate(field, positions, finer, with_density=False)
+    torch.testing.assert_close(halved.positions, whole.positions, atol=1e-14, rtol=0)
+    integrate(field, positions, times)
+    assert len(calls) == 14
 
 
 def test_positions_do_not_depend_on_the_density(generator):

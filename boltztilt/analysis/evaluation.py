@@ -18,7 +18,6 @@ from boltztilt.analysis.reference import Reference
 from boltztilt.hardware import hardware
 from boltztilt.report import write_report
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.sampler import DEFAULT_STEPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +63,8 @@ def evaluate(
     )
     reference_log_weights = None
     if ensemble.has_weights:
-        steps = n_steps or DEFAULT_STEPS
         reference_log_weights = log_weights_at(
-            sampler, reference, n_reference, steps, lambda done: advance(n + done)
+            sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
         )
     floors = NoiseFloors(seed)
     compared = compare(ensemble, reference, seed, floors)
@@ -122,7 +120,7 @@ def log_weights_at(
     sampler: Sampler,
     reference: Reference,
     n: int,
-    n_steps: int,
+    n_steps: int | None,
     advance: Callable[[int], None],
 ) -> Float64[Tensor, "n"]:
     """log w = -U - log q at the first `n` reference structures."""

@@ -50,6 +50,9 @@ class UnrolledField(nn.Module):
     jacobian_fill = 6
     """How many times as much memory a pair fills as in the divergence of a single layer."""
 
+    dear_divergence = True
+    """A divergence costs as much as several velocities: see `halves` of `runge_kutta`."""
+
     def __init__(self, n_layers: int = 3, pairing: Pairing | None = None, **settings: Any) -> None:
         super().__init__()
         if n_layers < 2:

@@ -37,6 +37,7 @@ def integrate(
     positions: Float[Tensor, "batch atoms dims"],
     times: Float64[Tensor, "times"],
     with_density: bool = True,
+    halves: bool = False,
 ) -> FlowResult:
     """Solve dx/dt = b_t(x), d log q/dt = -div b_t(x) over the given times, see `runge_kutta`.
 
@@ -45,7 +46,7 @@ def integrate(
     """
     rates = field.velocity_and_divergence if with_density else None
     with torch.no_grad():
-        return runge_kutta(field, rates, positions, times)
+        return runge_kutta(field, rates, positions, times, halves)
 
 
 def runge_kutta(
@@ -53,12 +54,17 @@ def runge_kutta(
     rates: Rates | None,
     positions: Float[Tensor, "batch atoms dims"],
     times: Float64[Tensor, "times"],
+    halves: bool = False,
 ) -> FlowResult:
     """Positions by classical RK4 steps, log-densities by Simpson's rule along their path.
 
-    The middle of a step is the cubic Hermite interpolant of its ends. Both are of fourth order,
-    and a step needs the divergence twice instead of at each of the four stages. Autograd can follow
-    the result back to the parameters of the field.
+    Both are of fourth order, and a step needs the divergence twice instead of at each of the four
+    stages. Autograd can follow the result back to the parameters of the field.
+
+    Args:
+        halves: make each step in two halves, which gives its middle; else that is the cubic Hermite
+            interpolant of its ends. Halves pay where divergences are dear: for LJ-55 their errors
+            of log q are half as large at the same number of divergences.
     """
     change = torch.zeros(positions.shape[0], dtype=torch.float64, device=positions.device)
     times = times.to(positions.device)
@@ -67,19 +73,29 @@ def runge_kutta(
         expanded = time.to(place).expand(len(place))
         return (velocity(expanded, place), change) if rates is None else rates(expanded, place)
 
+    def step(start: Tensor, stop: Tensor, place: Tensor, v1: Tensor) -> Tensor:
+        h, half = (stop - start).to(place), ((start + stop) / 2).to(place).expand(len(place))
+        v2 = velocity(half, place + h / 2 * v1)
+        v3 = velocity(half, place + h / 2 * v2)
+        v4 = velocity(stop.to(place).expand(len(place)), place + h * v3)
+        return place + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+
     v1, d1 = at(times[0], positions)
     for start, stop in pairwise(times):
-        step, middle = stop - start, (start + stop) / 2
-        h, half = step.to(positions), middle.to(positions).expand(len(positions))
-        v2 = velocity(half, positions + h / 2 * v1)
-        v3 = velocity(half, positions + h / 2 * v2)
-        v4 = velocity(stop.to(positions).expand(len(positions)), positions + h * v3)
-        end = positions + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-        v_end, d_end = at(stop, end)
+        middle = (start + stop) / 2
+        if halves:
+            between = step(start, middle, positions, v1)
+            v_middle, d_middle = at(middle, between)
+            end = step(middle, stop, between, v_middle)
+            v_end, d_end = at(stop, end)
+        else:
+            end = step(start, stop, positions, v1)
+            v_end, d_end = at(stop, end)
+            between = (positions + end) / 2 + (stop - start).to(end) / 8 * (v1 - v_end)
+            d_middle = change if rates is None else at(middle, between)[1]
         if rates is not None:
-            between = (positions + end) / 2 + h / 8 * (v1 - v_end)
-            d_middle = rates(half, between)[1].double()
-            change = change - step / 6 * (d1.double() + 4 * d_middle + d_end.double())
+            simpson = d1.double() + 4 * d_middle.double() + d_end.double()
+            change = change - (stop - start) / 6 * simpson
         positions, v1, d1 = end, v_end, d_end
     return FlowResult(positions, change)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
 from boltztilt.geometry import remove_mean
-from boltztilt.hardware import structures_at_once
+from boltztilt.hardware import fast_products, structures_at_once
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
 from boltztilt.parallel import in_threads, share_size
@@ -35,6 +35,9 @@ from boltztilt.sampling.stochastic import stochastic_flow
 from boltztilt.systems.system import System, available_systems, load_system
 
 DEFAULT_STEPS = 14
+PACED_STEPS = 8
+"""Steps of a density where they are placed by a measured pace."""
+
 STEPS_WITHOUT_DENSITY = 8
 """Steps that structures alone need: LJ-55 energies are then off by 0.1 kT, LJ-13 by 0.02 kT."""
 
@@ -85,9 +88,9 @@ class Sampler:
         """An ensemble of `n` independent structures.
 
         Args:
-            n_steps: RK4 steps on the warped grid (ignored by the adaptive solver); by default
-                `DEFAULT_STEPS` with a density and `STEPS_WITHOUT_DENSITY` without. With
-                `stochastic` the rounds of noise, by default `STOCHASTIC_ROUNDS`.
+            n_steps: RK4 steps on the grid of times (ignored by the adaptive solver), by default
+                those of `default_steps`. With `stochastic` the rounds of noise, by default
+                `STOCHASTIC_ROUNDS`.
             batch_size: structures integrated at once, by default as many as a processor's caches
                 or half of the free GPU memory hold; changes results by rounding only.
             with_density: compute the exact log-density, hence weights and ESS.
@@ -104,8 +107,7 @@ class Sampler:
             self.check_stochastic(solver)
             with_density = False
         if n_steps is None:
-            without = STOCHASTIC_ROUNDS if stochastic else STEPS_WITHOUT_DENSITY
-            n_steps = DEFAULT_STEPS if with_density else without
+            n_steps = STOCHASTIC_ROUNDS if stochastic else self.default_steps(with_density)
         started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
@@ -132,7 +134,7 @@ class Sampler:
     def log_density(
         self,
         positions: Float[Tensor, "batch atoms dims"],
-        n_steps: int = DEFAULT_STEPS,
+        n_steps: int | None = None,
         batch_size: int | None = None,
         solver: str = "rk4",
         progress: Progress | None = None,
@@ -144,7 +146,7 @@ class Sampler:
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
-        times = self.time_grid(n_steps).flip(0)
+        times = self.time_grid(n_steps or self.default_steps()).flip(0)
         starts, change = self._transport(positions, times, batch_size, True, solver, progress)
         log_density = self.system.base.log_density(starts) - change
         if not self.system.one_handed:
@@ -162,7 +164,7 @@ class Sampler:
         twice as many steps and their log-weights compared. The mean is weighted: a structure with
         overlapping atoms, whose huge energy changes with every digit, weighs nothing.
         """
-        steps = n_steps or ensemble.info.get("n_steps") or DEFAULT_STEPS
+        steps = n_steps or ensemble.info.get("n_steps") or self.default_steps()
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
         weights = ensemble.log_weights[:n]
@@ -180,6 +182,12 @@ class Sampler:
         energies = self.system.potential.energy(positions)
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system).unmirrored()
+
+    def default_steps(self, with_density: bool = True) -> int:
+        """Steps of the RK4 solver unless others are wanted."""
+        if not with_density:
+            return STEPS_WITHOUT_DENSITY
+        return PACED_STEPS if "pace" in self.metadata else DEFAULT_STEPS
 
     def time_grid(self, n_steps: int) -> Float64[Tensor, "times"]:
         """Times of the solver's steps, at the pace that was measured for the field if one was."""
@@ -226,7 +234,8 @@ class Sampler:
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
-        carry = partial(_flow, rates, times, with_density, solver, self.device)
+        halves = with_density and getattr(self.field, "dear_divergence", False)
+        carry = partial(_flow, rates, times, with_density, halves, solver, self.device)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)
@@ -266,11 +275,12 @@ class Sampler:
         parts = zip(*(values.split(size) for values in inputs), strict=True)
         results: list[FlowResult] = []
         done = 0
-        for result in in_threads([partial(task, *part) for part in parts], self.device):
-            results.append(result)
-            done += len(result.positions)
-            if progress is not None:
-                progress(done, n)
+        with fast_products():
+            for result in in_threads([partial(task, *part) for part in parts], self.device):
+                results.append(result)
+                done += len(result.positions)
+                if progress is not None:
+                    progress(done, n)
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
 
@@ -404,6 +414,7 @@ def _flow(
     rates: _Rates,
     times: Float64[Tensor, "times"],
     with_density: bool,
+    halves: bool,
     solver: str,
     device: torch.device,
     batch: Tensor,
@@ -411,7 +422,7 @@ def _flow(
     """A batch carried along the flow on the device of the field, and brought back."""
     batch = batch.to(device)
     if solver == "rk4":
-        result = integrate(rates, batch, times, with_density)
+        result = integrate(rates, batch, times, with_density, halves)
     else:
         result = integrate_dopri5(rates, batch, float(times[0]), float(times[-1]), with_density)
     return FlowResult(result.positions.cpu(), result.log_density_change.cpu())

@@ -1,0 +1,65 @@
+"""Products of matrices: who computes them, and that they stay as exact as they were."""
+
+import pytest
+import torch
+
+from boltztilt import hardware
+from boltztilt.hardware import fast_products
+
+settings = getattr(torch.backends.mkldnn, "matmul", None)
+pytestmark = pytest.mark.skipif(
+    not hasattr(settings, "fp32_precision"), reason="this torch has no choice of libraries"
+)
+
+
+@pytest.fixture
+def as_amd(monkeypatch):
+    """Judges the processor anew, as one of the given vendor."""
+
+    def pretend(vendor):
+        monkeypatch.setattr(hardware, "_processor", lambda what: vendor)
+        hardware._onednn_is_faster.cache_clear()
+
+    yield pretend
+    hardware._onednn_is_faster.cache_clear()
+
+
+def test_products_are_as_exact_as_single_precision(generator):
+    left, right = (torch.randn(20, 100, 100, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    with fast_products():
+        product = left @ right
+        flat = left.flatten(0, 1) @ right[0]
+    torch.testing.assert_close(product.double(), exact, atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        flat.double(), left.flatten(0, 1).double() @ right[0].double(), atol=2e-4, rtol=0
+    )
+
+
+def test_settings_are_put_back_after_an_error(as_amd):
+    as_amd("AuthenticAMD")
+    before = settings.fp32_precision
+    with pytest.raises(KeyError), fast_products():
+        raise KeyError
+    assert settings.fp32_precision == before
+
+
+def test_other_processors_keep_their_library(as_amd):
+    as_amd("GenuineIntel")
+    before = settings.fp32_precision
+    with fast_products():
+        assert settings.fp32_precision == before
+
+
+def test_a_library_that_rounds_is_not_used(as_amd, monkeypatch):
+    as_amd("AuthenticAMD")
+    multiply = torch.Tensor.__matmul__
+
+    def rounded(left, right):
+        product = multiply(left, right)
+        return product.bfloat16().float() if product.dtype == torch.float32 else product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    before = settings.fp32_precision
+    with fast_products():
+        assert settings.fp32_precision == before
