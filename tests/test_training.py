@@ -356,6 +356,8 @@ def test_polishing_begins_with_the_field_of_another_sampler(small):
     for status in seen:  # no update yet, no loss
         waiting = status.stage == "ladder" or (status.stage, status.step) == ("polish", 0)
         assert math.isnan(status.loss) == waiting
+    assert all(0 <= status.fraction_done <= 1 for status in seen)
+    assert seen[-1].fraction_done == 1.0
     assert made.metadata["a"] == 1.0
     assert made.metadata["n_rungs"] > 1
     assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]

@@ -56,7 +56,7 @@ DENSITY_COST = 3
 """About how many evaluations of the field its velocity with divergence costs."""
 
 RUNG_COST = 20
-"""About how many updates the Markov chains of a rung cost; counted where there are no updates."""
+"""About how many updates the Markov chains of a rung cost, before any update has been timed."""
 
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
@@ -145,6 +145,7 @@ class TrainingRun:
             "n_ancestors": 0,
             "mirrored": float("nan"),
             "seconds": 0.0,
+            "ladder_seconds": 0.0,
         }
         self.rows: list[list[Any]] = []
         self.clock = time.monotonic()
@@ -277,6 +278,7 @@ class TrainingRun:
         progress["rung"] += 1
         progress["stage_step"] = 0
         self.particles, self.ancestors = rung.matching, rung.ancestors
+        progress["ladder_seconds"] = progress["seconds"] + time.monotonic() - self.clock
         if progress["a"] >= 1.0:
             progress["stage"] = "polish"
             if self.start is not None:
@@ -356,7 +358,10 @@ class TrainingRun:
         )
 
     def _fraction_done(self) -> float:
-        """Share of the work in updates, the length of the ladder guessed from the dimension."""
+        """Share of the work in updates, the length of the ladder guessed from the dimension.
+
+        A ladder without updates counts by the time it took, once there are updates to compare with.
+        """
         progress, recipe = self.progress, self.recipe
         evaluations = DENSITY_COST * 4 * recipe.likelihood_solver_steps
         likelihood_cost = evaluations * recipe.likelihood_batch / recipe.batch_size
@@ -364,14 +369,17 @@ class TrainingRun:
         n_rungs = max(expected, progress["rung"] + 1 + 3 * (1 - progress["a"]))
         if progress["stage"] != "ladder":
             n_rungs = progress["rung"]
-        total = n_rungs * recipe.steps_per_rung + recipe.polish_steps
+        after_ladder = recipe.polish_steps + likelihood_cost * recipe.likelihood_steps
         done = progress["n_updates"]
-        if not recipe.steps_per_rung:
-            total += n_rungs * RUNG_COST
-            done += progress["rung"] * RUNG_COST
         if progress["stage"] == "likelihood":
             done += (likelihood_cost - 1) * progress["stage_step"]
-        return min(1.0, done / max(total + likelihood_cost * recipe.likelihood_steps, 1))
+        if recipe.steps_per_rung:
+            return min(1.0, done / max(n_rungs * recipe.steps_per_rung + after_ladder, 1))
+        if not done:
+            return progress["rung"] * RUNG_COST / (n_rungs * RUNG_COST + max(after_ladder, 1))
+        spent = progress["seconds"]
+        left = (spent - progress["ladder_seconds"]) * max(after_ladder - done, 0) / done
+        return spent / max(spent + left, 1e-9)
 
     def checkpoint_due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -420,7 +428,7 @@ class TrainingRun:
         self.optimiser.restore(state["optimiser"])
         self.start = Start(**state["start"]) if state.get("start") else None
         self.generator.set_state(state["generator"])
-        self.progress = dict(state["progress"])
+        self.progress = {**self.progress, **state["progress"]}
         self.rows = [list(row) for row in state["rows"]]
         self.rung = None if state["rung"] is None else Rung(**_to(state["rung"], self.device))
         self.particles = state["particles"].to(self.device)
