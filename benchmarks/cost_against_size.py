@@ -2,13 +2,15 @@
 
 python benchmarks/cost_against_size.py
 python benchmarks/cost_against_size.py --quick
+python benchmarks/cost_against_size.py --unrolled 3 --sizes 13 38 55
 
 Velocity alone, and velocity with exact divergence, on liquid-like droplets of n atoms: with edges
 between all pairs and, where the field knows a cutoff, with edges up to `--cutoff` r_min. Times are
 CPU time per structure, medians over turns of all variants; the exponent p of t ~ n^p is a least
 squares fit to log t against log n, with its standard error. Batches hold as many pairs as `-n`
 clusters of 13 atoms, so that small clusters do not pay for the overhead of small tensors; where
-that is less than one structure the batch is one.
+that is less than one structure the batch is one. An unrolled field has no cutoff here; its
+divergence costs n³ work, and 3n products beyond 80 atoms.
 
 Memory is what a process of its own reaches at its peak, less what its imports took.
 """
@@ -19,37 +21,43 @@ from statistics import median
 
 import torch
 from conditions import arguments, begin
-from measurement import Table, batch_size, droplets, peak_memory, side_by_side
+from measurement import (
+    Table,
+    batch_size,
+    droplets,
+    peak_memory,
+    side_by_side,
+    untrained_field,
+)
 
-from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.sampling.estimate import Estimate
 
 SIZES = (13, 38, 55, 147)
 LARGE = 309
 
 
-def build(cutoff: float | None, seed: int) -> LocalDensityField:
-    """An untrained field, with edges between all atoms unless a cutoff is given."""
-    torch.manual_seed(seed)
-    settings = {} if cutoff is None else {"cutoff": cutoff}
-    return LocalDensityField(**settings).requires_grad_(False)
-
-
-def evaluate(n: int, n_atoms: int, divergence: bool, cutoff: float | None, seed: int) -> None:
+def evaluate(
+    n: int, n_atoms: int, n_layers: int, divergence: bool, cutoff: float | None, seed: int
+) -> None:
     """One evaluation, for `peak_memory`."""
-    field = build(cutoff, seed)
+    field = untrained_field(n_layers, seed, cutoff)
     function = field.velocity_and_divergence if divergence else field
     function(torch.full((n,), 0.5), droplets(n, n_atoms, seed))
 
 
 def milliseconds(
-    sizes: list[int], cutoffs: list[float | None], n: int, n_turns: int, seed: int
+    sizes: list[int],
+    cutoffs: list[float | None],
+    n_layers: int,
+    n: int,
+    n_turns: int,
+    seed: int,
 ) -> dict[tuple[bool, float | None], list[float]]:
     """CPU time per structure of each variant (with divergence or not, cutoff), by size."""
     variants: dict[tuple[bool, float | None], list[float]] = {
         (divergence, cutoff): [] for cutoff in cutoffs for divergence in (False, True)
     }
-    fields = {cutoff: build(cutoff, seed) for cutoff in cutoffs}
+    fields = {cutoff: untrained_field(n_layers, seed, cutoff) for cutoff in cutoffs}
     for n_atoms in sizes:
         batch = batch_size(n, n_atoms)
         point = (torch.full((batch,), 0.5), droplets(batch, n_atoms, seed))
@@ -83,10 +91,15 @@ def name(divergence: bool, cutoff: float | None) -> str:
 
 
 def print_times(
-    sizes: list[int], cutoffs: list[float | None], n: int, n_turns: int, seed: int
+    sizes: list[int],
+    cutoffs: list[float | None],
+    n_layers: int,
+    n: int,
+    n_turns: int,
+    seed: int,
 ) -> None:
     """CPU time of all variants with their exponents, and the price of the divergence."""
-    variants = milliseconds(sizes, cutoffs, n, n_turns, seed)
+    variants = milliseconds(sizes, cutoffs, n_layers, n, n_turns, seed)
     columns = [f"n = {size}" for size in sizes]
     table = Table("CPU ms per structure", *columns, "p in t ~ n^p", first_width=40)
     for variant, times in variants.items():
@@ -98,7 +111,12 @@ def print_times(
 
 
 def print_memory(
-    sizes: list[int], cutoffs: list[float | None], n: int, threads: int, seed: int
+    sizes: list[int],
+    cutoffs: list[float | None],
+    n_layers: int,
+    n: int,
+    threads: int,
+    seed: int,
 ) -> None:
     """Memory of all variants, each size in a process of its own."""
     batches = {size: batch_size(n, size) for size in sizes}
@@ -108,6 +126,7 @@ def print_memory(
     for cutoff in cutoffs:
         for divergence in (False, True):
             settings = {"divergence": divergence, "cutoff": cutoff, "seed": seed}
+            settings["n_layers"] = n_layers
             found = [
                 peak_memory("cost_against_size", "evaluate", threads, n=n, n_atoms=size, **settings)
                 for size, n in batches.items()
@@ -121,6 +140,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="atoms")
     parser.add_argument("--large", action="store_true", help=f"measure {LARGE} atoms as well")
     parser.add_argument("--cutoff", type=float, default=2.5, help="longest edge in r_min")
+    parser.add_argument("--unrolled", type=int, default=1, help="layers of the field")
     parser.add_argument("--turns", type=int, default=5, help="turns of all variants")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--quick", action="store_true", help="13 to 55 atoms, times only")
@@ -128,10 +148,11 @@ def main() -> None:
     sizes = [*options.sizes, *([LARGE] if options.large else [])]
     if options.quick:
         sizes = list(SIZES[:3])
-    cutoffs = [None, options.cutoff]
-    print_times(sizes, cutoffs, options.n, options.turns, options.seed)
+    cutoffs = [None, options.cutoff] if options.unrolled == 1 else [None]
+    print_times(sizes, cutoffs, options.unrolled, options.n, options.turns, options.seed)
     if not (options.no_memory or options.quick):
-        print_memory(sizes, cutoffs, options.n, options.threads, options.seed)
+        n_layers, threads = options.unrolled, options.threads
+        print_memory(sizes, cutoffs, n_layers, options.n, threads, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python benchmarks/density_cost.py
 python benchmarks/density_cost.py --quick
+python benchmarks/density_cost.py --unrolled 3
 
 The rate of change of a log-density is the velocity and its exact divergence. The local-density
 field has the divergence in closed form; for the EGNN (5 layers of 128 hidden units unless said)
@@ -21,11 +22,17 @@ from statistics import median
 
 import torch
 from conditions import arguments, begin
-from measurement import Table, batch_size, droplets, median_ratio, side_by_side
+from measurement import (
+    Table,
+    batch_size,
+    droplets,
+    median_ratio,
+    side_by_side,
+    untrained_field,
+)
 from torch import Tensor
 
 from boltztilt.networks.egnn import EGNN
-from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.sampling.divergence import brute_force_divergence
 
 FEW = 18
@@ -53,11 +60,10 @@ def velocity_and_divergence(
 
 
 def times_per_structure(
-    egnn: EGNN, n_atoms: int, n: int, n_together: int, n_turns: int, seed: int
+    egnn: EGNN, n_layers: int, n_atoms: int, n: int, n_together: int, n_turns: int, seed: int
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds per structure of every variant in every turn, and the structures in its batch."""
-    torch.manual_seed(seed)
-    field = LocalDensityField()
+    field = untrained_field(n_layers, seed)
     variants: dict[str, tuple[Callable, int]] = {
         "field: velocity": (field, n),
         EXACT: (field.velocity_and_divergence, n),
@@ -101,6 +107,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="turns of all variants")
     parser.add_argument("--width", type=int, default=128, help="hidden units of the EGNN")
     parser.add_argument("--layers", type=int, default=5, help="layers of the EGNN")
+    parser.add_argument("--unrolled", type=int, default=1, help="layers of the field")
     parser.add_argument("--together", type=int, default=13, help="products at a time under vmap")
     parser.add_argument("--quick", action="store_true", help="13 atoms only")
     options = begin(parser)
@@ -109,7 +116,7 @@ def main() -> None:
         egnn = EGNN([0] * n_atoms, options.width, options.layers)
         n, n_turns = (1, 1) if n_atoms == 2 else (options.n, options.turns)
         seconds, batches = times_per_structure(
-            egnn, n_atoms, n, options.together, n_turns, options.seed
+            egnn, options.unrolled, n_atoms, n, options.together, n_turns, options.seed
         )
         if n_atoms > 2:  # the dimer only warms up
             print_comparison(f"n = {n_atoms}, D = {3 * n_atoms}", seconds, batches)

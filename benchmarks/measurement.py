@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from boltztilt.geometry import remove_mean
+from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.networks.unrolled import UnrolledField
 
 Name = TypeVar("Name")
 
@@ -29,6 +31,16 @@ DENSITY = 1.1
 
 SHORTEST_PAIR = 0.75
 """Smallest distance of two atoms of a droplet, in r_min."""
+
+
+def untrained_field(
+    n_layers: int, seed: int, cutoff: float | None = None
+) -> LocalDensityField | UnrolledField:
+    """A local-density field, unrolled where it has several layers, of the default width."""
+    torch.manual_seed(seed)
+    settings = {} if cutoff is None else {"cutoff": cutoff}
+    field = LocalDensityField(**settings) if n_layers == 1 else UnrolledField(n_layers, **settings)
+    return field.requires_grad_(False)
 
 
 def droplets(n: int, n_atoms: int, seed: int) -> Tensor:

@@ -68,8 +68,10 @@ def test_help_shows_the_command_and_the_docstring(name, run, capsys):
     assert "--seed" in text
 
 
-def test_density_cost_compares_with_the_velocity_and_the_exact_field(run):
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_density_cost_compares_with_the_velocity_and_the_exact_field(n_layers, run):
     small = ("-n", 1, "--sizes", 3, "--turns", 1, "--width", 8, "--layers", 1)
+    small += ("--unrolled", n_layers)
     text = run("density_cost", *small, "--threads", 1)
     assert figures(text, "field: velocity ")[-2] == "1.0"
     assert figures(text, "field: velocity and divergence")[-1] == "1"
@@ -89,8 +91,10 @@ def test_products_together_are_the_exact_divergence(benchmark_module):
     torch.testing.assert_close(divergence, trace)
 
 
-def test_cost_against_size_prints_an_exponent(run):
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_cost_against_size_prints_an_exponent(n_layers, run):
     words = ("-n", 1, "--sizes", 3, 4, 5, "--turns", 1, "--no-memory", "--threads", 1)
+    words += ("--unrolled", n_layers)
     assert "±" in figures(run("cost_against_size", *words), "all pairs, velocity ")
 
 
