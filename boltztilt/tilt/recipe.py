@@ -114,8 +114,8 @@ class Recipe:
         learning_rate, warmup_steps, gradient_clip, average_decay: of the optimiser; the learning
             rate is constant up to `decay_from` of the polishing and then falls linearly.
         precision: of products in the regressions of ladder and polishing, "float32" or "bfloat16".
-            Positions, distances, parameters and all log-densities stay in float32. For GPUs: few
-            processors multiply in bfloat16.
+            Positions, distances, parameters and all log-densities stay in float32. For GPUs and
+            processors that multiply in bfloat16, as recent ones of AMD and Intel for servers do.
         compile: compile the field with torch.compile where a C++ compiler is at hand.
         checkpoint_minutes: time between checkpoints.
     """
