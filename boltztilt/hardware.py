@@ -42,7 +42,9 @@ def fast_products() -> Iterator[None]:
     """Products of single-precision matrices by oneDNN where it is faster than torch's choice, MKL.
 
     That is on AMD processors, by a factor of 2 to 4. torch takes oneDNN if less precise products
-    are allowed; they are allowed only where oneDNN does not make use of that.
+    are allowed; they are allowed only where oneDNN does not make use of that. Only for evaluations
+    of fields: meanwhile `torch.get_float32_matmul_precision` cannot tell what is allowed, and
+    raises.
     """
     if not _onednn_is_faster():
         yield

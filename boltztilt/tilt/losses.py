@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boltztilt.energy import Potential
+from boltztilt.hardware import fast_products
 from boltztilt.networks.precision import in_precision
 from boltztilt.parallel import in_threads, structures_per_share
 from boltztilt.sampling.flow import Rates, Velocity
@@ -177,10 +178,11 @@ def add_gradients(
     """The sum of all shares, whose gradient is added to that of the parameters."""
     tasks = [partial(_gradient, share, parameters) for share in shares]
     total = 0.0
-    for value, gradients in in_threads(tasks, device):
-        total += value
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    with fast_products():
+        for value, gradients in in_threads(tasks, device):
+            total += value
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     return total
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
-from boltztilt.hardware import fast_products
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
@@ -70,7 +69,7 @@ def train(
     else:
         run = _started(system, folder, seed, overrides, device, stochastic)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    with _interruption() as interrupted, fast_products():
+    with _interruption() as interrupted:
         while not run.finished:
             run.update()
             if progress is not None:
