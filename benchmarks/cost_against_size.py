@@ -2,15 +2,15 @@
 
 python benchmarks/cost_against_size.py
 python benchmarks/cost_against_size.py --quick
-python benchmarks/cost_against_size.py --unrolled 3 --sizes 13 38 55
+python benchmarks/cost_against_size.py --unrolled 3
 
 Velocity alone, and velocity with exact divergence, on liquid-like droplets of n atoms: with edges
 between all pairs and, where the field knows a cutoff, with edges up to `--cutoff` r_min. Times are
 CPU time per structure, medians over turns of all variants; the exponent p of t ~ n^p is a least
 squares fit to log t against log n, with its standard error. Batches hold as many pairs as `-n`
 clusters of 13 atoms, so that small clusters do not pay for the overhead of small tensors; where
-that is less than one structure the batch is one. An unrolled field has no cutoff here; its
-divergence costs n³ work, and 3n products beyond 80 atoms.
+that is less than one structure the batch is one. An unrolled field has no cutoff here: its
+divergence would take 3n products.
 
 Memory is what a process of its own reaches at its peak, less what its imports took.
 """

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from boltztilt.networks import pair_layout
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.local_density_jacobian import has_jacobian, learned_jacobian
-from boltztilt.networks.pair_layout import MOST_ATOMS_FOR_MATRICES
 from boltztilt.testing import jittered_lattice
 
 EXACT = 1e-9
@@ -47,8 +47,16 @@ def test_nothing_changes_when_all_atoms_move_alike(generator):
     assert jacobian.sum(-2).abs().max() < EXACT * jacobian.abs().max()
 
 
-def test_only_alike_atoms_without_cutoff_in_small_clusters_have_one():
-    field = local_density(1)
-    assert has_jacobian(field, MOST_ATOMS_FOR_MATRICES)
-    assert not has_jacobian(field, MOST_ATOMS_FOR_MATRICES + 1)
-    assert not has_jacobian(local_density(1, cutoff=2.0), 13)
+def test_only_alike_atoms_without_cutoff_have_one():
+    assert has_jacobian(local_density(1))
+    assert not has_jacobian(local_density(1, cutoff=2.0))
+
+
+def test_large_clusters_have_the_same(monkeypatch, generator):
+    field = local_density(2)
+    positions = 0.6 * jittered_lattice(6, 3, generator, n=len(TIMES))
+    expected = learned_jacobian(field, TIMES, positions)
+    monkeypatch.setattr(pair_layout, "MOST_ATOMS_FOR_MATRICES", 5)
+    assert isinstance(pair_layout.pair_layout(positions), pair_layout.NeighbourPairs)
+    found = learned_jacobian(field, TIMES, positions)
+    torch.testing.assert_close(found, expected, atol=EXACT, rtol=EXACT)

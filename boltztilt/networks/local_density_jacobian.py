@@ -29,7 +29,6 @@ from boltztilt.networks.local_density_divergence import (
     silu_slope,
 )
 from boltztilt.networks.local_density_features import DENSITY_SCALE, NodeFeatures, Surroundings
-from boltztilt.networks.pair_layout import AllPairs, pair_layout
 
 if TYPE_CHECKING:
     from boltztilt.networks.local_density import LocalDensityField
@@ -42,10 +41,9 @@ class LearnedPart(NamedTuple):
     jacobian: Float[Tensor, "batch atoms dims coordinates"]
 
 
-def has_jacobian(field: LocalDensityField, n_atoms: int) -> bool:
-    """Whether `learned_jacobian` knows the field: alike atoms, no cutoff, no large clusters."""
-    layout = pair_layout(torch.zeros(1, n_atoms, 3), field.cutoff)
-    return field.kinds is None and field.collective is None and isinstance(layout, AllPairs)
+def has_jacobian(field: LocalDensityField) -> bool:
+    """Whether `learned_jacobian` knows the field: that of alike atoms without a cutoff."""
+    return field.kinds is None and field.collective is None and field.cutoff is None
 
 
 def learned_jacobian(
@@ -55,7 +53,7 @@ def learned_jacobian(
 ) -> LearnedPart:
     """The learned part of the field, as `learned` gives it, and its derivatives by all positions.
 
-    Only for fields and numbers of atoms of which `has_jacobian` is true.
+    Only for fields of which `has_jacobian` is true.
     """
     passed = field.forward_pass(times, positions)
     layout, geometry, around = passed.layout, passed.geometry, passed.around

@@ -39,8 +39,8 @@ class UnrolledField(nn.Module):
     fresh field is the exact one at a = 0.
 
     The exact divergence is the trace of a product of the layers' Jacobians, which cost O(n³) work
-    (`local_density_jacobian`). Fields of different atoms, with a cutoff, or of large clusters take
-    atoms * dims Jacobian-vector products instead.
+    (`local_density_jacobian`). Fields of different atoms or with a cutoff take atoms * dims
+    Jacobian-vector products instead.
 
     Args:
         n_layers: layers, at least 2; the cost grows in proportion.
@@ -84,7 +84,7 @@ class UnrolledField(nn.Module):
     ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
         """The velocity and its exact divergence."""
         layers: Any = self.layers
-        if not has_jacobian(layers[0], positions.shape[1]):
+        if not has_jacobian(layers[0]):
             return brute_force_divergence(self, times, positions)
         centred = remove_mean(positions)
         centred_rate = projection(positions)
