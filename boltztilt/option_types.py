@@ -36,7 +36,7 @@ Steps = Annotated[
     int | None,
     typer.Option(
         "--steps",
-        help="Steps of the RK4 solver. Default: 14, at a measured pace 8, without density 8; "
+        help="Steps of the RK4 solver. Default: 14, at a measured pace 9, without density 8; "
         "rounds of noise: 25.",
         min=1,
     ),

@@ -47,7 +47,7 @@ class UnrolledField(nn.Module):
         pairing, settings: of every layer, see `LocalDensityField`.
     """
 
-    jacobian_fill = 6
+    jacobian_fill = 12
     """How many times as much memory a pair fills as in the divergence of a single layer."""
 
     dear_divergence = True

@@ -35,7 +35,7 @@ from boltztilt.sampling.stochastic import stochastic_flow
 from boltztilt.systems.system import System, available_systems, load_system
 
 DEFAULT_STEPS = 14
-PACED_STEPS = 8
+PACED_STEPS = 9
 """Steps of a density where they are placed by a measured pace."""
 
 STEPS_WITHOUT_DENSITY = 8
