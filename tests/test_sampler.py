@@ -12,6 +12,7 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import (
     DEFAULT_STEPS,
+    PACED_STEPS,
     STEPS_WITHOUT_DENSITY,
     STOCHASTIC_ROUNDS,
     Sampler,
@@ -135,7 +136,7 @@ def test_jacobians_are_made_in_smaller_batches():
         settings = {"n_steps": 1, "with_density": with_density}
         sampler.sample(100, progress=lambda *done, seen=seen: seen.append(done), **settings)
         first.append(seen[0])
-    assert first == [(25, 100), (100, 100)]
+    assert first == [(20, 100), (100, 100)]
 
 
 def test_seed_decides_on_the_samples():
@@ -155,6 +156,8 @@ def test_sampling_without_density_gives_the_same_structures_without_weights():
     defaults = [sampler.sample(2, with_density=with_density) for with_density in (True, False)]
     expected = [DEFAULT_STEPS, STEPS_WITHOUT_DENSITY]
     assert [ensemble.info["n_steps"] for ensemble in defaults] == expected
+    paced = Sampler(sampler.system, sampler.field, {"pace": [0.0, 0.5, 1.0]})
+    assert paced.sample(2).info["n_steps"] == PACED_STEPS
 
 
 def test_ensemble_tells_how_it_was_made():
