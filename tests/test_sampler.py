@@ -104,6 +104,11 @@ def test_log_density_of_samples_is_found_again_backwards(solver):
     assert ensemble.log_density.std() > 0.1
 
 
+def test_no_steps_backwards_are_refused():
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        rough_sampler(well()).log_density(torch.zeros(2, 4, 3), n_steps=0)
+
+
 def test_log_density_is_exact_for_any_positions(generator):
     """log N(x; 0, 1/stiffness) on the subspace, wherever the centre of the given positions is."""
     sampler = exact_sampler()

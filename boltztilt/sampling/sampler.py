@@ -146,7 +146,8 @@ class Sampler:
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
-        times = self.time_grid(n_steps or self.default_steps()).flip(0)
+        steps = self.default_steps() if n_steps is None else n_steps
+        times = self.time_grid(steps).flip(0)
         starts, change = self._transport(positions, times, batch_size, True, solver, progress)
         log_density = self.system.base.log_density(starts) - change
         if not self.system.one_handed:
