@@ -93,13 +93,9 @@ def name(divergence: bool, cutoff: float | None) -> str:
 def print_times(
     sizes: list[int],
     cutoffs: list[float | None],
-    n_layers: int,
-    n: int,
-    n_turns: int,
-    seed: int,
+    variants: dict[tuple[bool, float | None], list[float]],
 ) -> None:
     """CPU time of all variants with their exponents, and the price of the divergence."""
-    variants = milliseconds(sizes, cutoffs, n_layers, n, n_turns, seed)
     columns = [f"n = {size}" for size in sizes]
     table = Table("CPU ms per structure", *columns, "p in t ~ n^p", first_width=40)
     for variant, times in variants.items():
@@ -149,10 +145,11 @@ def main() -> None:
     if options.quick:
         sizes = list(SIZES[:3])
     cutoffs = [None, options.cutoff] if options.unrolled == 1 else [None]
-    print_times(sizes, cutoffs, options.unrolled, options.n, options.turns, options.seed)
+    n_layers, seed = options.unrolled, options.seed
+    variants = milliseconds(sizes, cutoffs, n_layers, options.n, options.turns, seed)
+    print_times(sizes, cutoffs, variants)
     if not (options.no_memory or options.quick):
-        n_layers, threads = options.unrolled, options.threads
-        print_memory(sizes, cutoffs, n_layers, options.n, threads, options.seed)
+        print_memory(sizes, cutoffs, n_layers, options.n, options.threads, seed)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,13 @@ def fast_products() -> Iterator[None]:
     of fields: meanwhile `torch.get_float32_matmul_precision` cannot tell what is allowed, and
     raises.
     """
-    if not _onednn_is_faster():
+    with _onednn() if _onednn_is_faster() else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    """Products by oneDNN, in a torch that has the choice."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
@@ -65,11 +69,8 @@ def _onednn_is_faster() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(64, 96, 96, generator=generator) for _ in range(2))
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
-    try:
+    with _onednn():
         products = (left @ right, left.flatten(0, 1) @ right[0])
-    finally:
-        settings.fp32_precision = before
     left, right = left.double(), right.double()
     exact = (left @ right, left.flatten(0, 1) @ right[0])
     errors = [float((one - other).abs().max()) for one, other in zip(products, exact, strict=True)]

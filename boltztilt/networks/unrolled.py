@@ -48,10 +48,10 @@ class UnrolledField(nn.Module):
     """
 
     jacobian_fill = 12
-    """How many times as much memory a pair fills as in the divergence of a single layer."""
+    """How many times as much memory a pair fills as in the divergence of a single layer.
 
-    dear_divergence = True
-    """A divergence costs as much as several velocities: see `halves` of `runge_kutta`."""
+    Divergences are as dear in time: solvers make their steps in halves (`runge_kutta`).
+    """
 
     def __init__(self, n_layers: int = 3, pairing: Pairing | None = None, **settings: Any) -> None:
         super().__init__()

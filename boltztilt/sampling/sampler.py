@@ -179,10 +179,14 @@ class Sampler:
         generator = torch.Generator().manual_seed(ensemble.info["seed"])
         starts = self.system.base.sample(len(ensemble), generator)[:n]
         times = self.time_grid(n_steps)
-        positions, change = self._transport(starts, times, None, True, "rk4", None)
+        ends = self._transport(starts, times, None, True, "rk4", None)
+        return self._ensemble(starts, *ends).unmirrored()
+
+    def _ensemble(self, starts: Tensor, positions: Tensor, change: Tensor) -> Ensemble:
+        """The ends of the flow from draws of the base, with their densities."""
         energies = self.system.potential.energy(positions)
         log_density = self.system.base.log_density(starts) + change
-        return Ensemble(positions, energies, log_density, self.system).unmirrored()
+        return Ensemble(positions, energies, log_density, self.system)
 
     def default_steps(self, with_density: bool = True) -> int:
         """Steps of the RK4 solver unless others are wanted."""
@@ -212,8 +216,7 @@ class Sampler:
             return FlowResult(*ends)
 
         def log_weights(starts: Tensor, end: FlowResult) -> Tensor:
-            density = self.system.base.log_density(starts) + end.log_density_change
-            return -self.system.potential.energy(end.positions).double() - density
+            return self._ensemble(starts, *end).log_weights
 
         pace = measured_pace(carry, log_weights, starts, progress).tolist()
         return Sampler(self.system, self.field, {**self.metadata, "pace": pace})
@@ -235,9 +238,8 @@ class Sampler:
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
-        halves = with_density and getattr(self.field, "dear_divergence", False)
-        carry = partial(_flow, rates, times, with_density, halves, solver, self.device)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
+        carry = partial(_flow, rates, times, with_density, fill > 1, solver, self.device)
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)
 
