@@ -253,6 +253,8 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
         error = f"{ensemble.info['integration_error']:.2g}"
         words = f"{error}, weighted rms change of log q at half the step"
         rows.append(("integration error", words))
+    if ensemble.info.get("folded"):
+        rows.append(("folds", f"{ensemble.info['folded']} structures, given no weight"))
     return rows
 
 

@@ -23,6 +23,7 @@ from boltztilt.analysis import dynamics, molecular_reference
 from boltztilt.option_types import Steps
 from boltztilt.sampling.sampler import (
     DEFAULT_STEPS,
+    MULTISTEP_STEPS,
     PACED_STEPS,
     SOLVERS,
     STEPS_WITHOUT_DENSITY,
@@ -140,7 +141,7 @@ def test_help_is_fast_and_imports_no_torch():
 
 def test_default_steps_are_those_of_the_sampler():
     help_text = Steps.__metadata__[0].help
-    defaults = f"{DEFAULT_STEPS}, at a measured pace {PACED_STEPS}"
+    defaults = f"multistep {MULTISTEP_STEPS}; rk4 {DEFAULT_STEPS}, at a measured pace {PACED_STEPS}"
     defaults += f", without density {STEPS_WITHOUT_DENSITY}"
     assert help_text.endswith(f"Default: {defaults}; rounds of noise: {STOCHASTIC_ROUNDS}.")
     for verb in (cli.sample, cli.evaluate):

@@ -39,7 +39,7 @@ class BaseSampler:
         positions = self.law.sample(n, torch.Generator().manual_seed(seed))
         if progress is not None:
             progress(n, n)
-        info = {"seed": seed, "n_steps": n_steps, "n_energy": n, "wall_time": 0.1}
+        info = {"seed": seed, "solver": "rk4", "n_steps": n_steps, "n_energy": n, "wall_time": 0.1}
         energies = SYSTEM.potential.energy(positions)
         return Ensemble(positions, energies, self.law.log_density(positions), SYSTEM, info)
 
@@ -193,7 +193,9 @@ class PeptideSampler(BaseSampler):
         positions[: n // 10, :6] += 1.0
         energies = torch.linspace(-20, -10, n, dtype=torch.float64)
         log_density = -energies - 0.1 * torch.arange(n) / n
-        return Ensemble(positions, energies, log_density, self.system, {"n_energy": n})
+        return Ensemble(
+            positions, energies, log_density, self.system, {"n_energy": n, "solver": "rk4"}
+        )
 
     def log_density(self, positions, n_steps=20):
         return torch.zeros(len(positions), dtype=torch.float64)

@@ -60,6 +60,13 @@ def test_each_interval_of_the_pace_has_as_many_steps():
     torch.testing.assert_close(paced_grid(8, pace)[::2], pace)
 
 
+def test_fewer_steps_early():
+    """A third of the steps of any other quarter: 1 of 10 in the first one."""
+    pace = torch.tensor([0.0, 0.1, 0.15, 0.9, 1.0], dtype=torch.float64)
+    grid = paced_grid(10, pace, early=1 / 3)
+    torch.testing.assert_close(grid[[0, 1, 4, 7, 10]], pace)
+
+
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="n_steps is 0"):
         paced_grid(0, warped_grid(4))
@@ -69,7 +76,8 @@ def test_steps_gather_where_the_field_is_sudden():
     sampler = jolted()
     paced = sampler.paced(4)
     near = [
-        ((each.time_grid(16) - MOMENT).abs() < 4 * WIDTH).sum().item() for each in (sampler, paced)
+        ((each.time_grid(16, "rk4") - MOMENT).abs() < 4 * WIDTH).sum().item()
+        for each in (sampler, paced)
     ]
     assert near[1] >= 2 * near[0]
     errors = [
@@ -96,7 +104,7 @@ def test_the_pace_is_kept_with_the_weights(tmp_path):
     paced = Sampler.load("dw4").paced(2)
     paced.save(tmp_path / "paced.safetensors")
     again = Sampler.load(tmp_path / "paced.safetensors")
-    assert torch.equal(again.time_grid(9), paced.time_grid(9))
+    assert torch.equal(again.time_grid(9, "rk4"), paced.time_grid(9, "rk4"))
     ensemble = paced.sample(3, n_steps=40)
     backwards = again.log_density(ensemble.positions, n_steps=40)
     torch.testing.assert_close(backwards, ensemble.log_density, atol=0.02, rtol=0)

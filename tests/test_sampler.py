@@ -12,6 +12,7 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import (
     DEFAULT_STEPS,
+    MULTISTEP_STEPS,
     PACED_STEPS,
     STEPS_WITHOUT_DENSITY,
     STOCHASTIC_ROUNDS,
@@ -102,6 +103,57 @@ def test_log_density_of_samples_is_found_again_backwards(solver):
     backwards = sampler.log_density(ensemble.positions, n_steps=10, solver=solver)
     torch.testing.assert_close(backwards, ensemble.log_density, atol=0.01, rtol=0)
     assert ensemble.log_density.std() > 0.1
+
+
+def mapped_sampler() -> Sampler:
+    """A small unrolled field off its start, whose Jacobian is known."""
+    system = System("well", Harmonic(n_atoms=4, stiffness=1.2))
+    network = {"kind": "unrolled", "n_layers": 2, "n_hidden": 8, "n_channels": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        field = build_network(network, system)
+        for parameter in field.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    return Sampler(system, field, {"system": system.name, "recipe": {"network": network}})
+
+
+def test_fields_with_a_jacobian_are_sampled_in_many_steps_of_one_evaluation():
+    sampler = mapped_sampler()
+    ensemble = sampler.sample(4)
+    expected = {"solver": "multistep", "n_steps": MULTISTEP_STEPS, "folded": 0}
+    assert expected.items() <= ensemble.info.items()
+    without = sampler.sample(4, with_density=False)
+    torch.testing.assert_close(without.positions, ensemble.positions, rtol=0, atol=1e-5)
+    assert "folded" not in without.info
+    backwards = sampler.log_density(ensemble.positions)
+    torch.testing.assert_close(backwards, ensemble.log_density, atol=0.01, rtol=0)
+    assert ensemble.log_density.std() > 0.1
+
+
+def test_weights_of_a_map_are_exact_however_few_its_steps():
+    ensemble = mapped_sampler().sample(2000, seed=1, n_steps=2)
+    followed = mapped_sampler().sample(300, seed=1, n_steps=12, solver="rk4")
+    potential = ensemble.system.potential
+    assert abs(ensemble.log_z.value - potential.log_z) < 4 * ensemble.log_z.error
+    assert ensemble.log_z.error < 0.1
+    moved = followed.positions - ensemble.positions[:300]
+    assert moved.abs().max() > 0.1  # the flow itself is another one
+    mean = ensemble.mean_energy(weighted=True)
+    assert abs(mean.value - ensemble.system.base.dof / 2) < 4 * mean.error
+
+
+def test_structures_without_an_origin_are_named(monkeypatch):
+    monkeypatch.setattr("boltztilt.sampling.multistep.MOST_ITERATIONS", 1)
+    sampler = mapped_sampler()
+    positions = sampler.sample(3, n_steps=3).positions
+    with pytest.warns(UserWarning, match="origin of 3 of 3 structures was not found.*'rk4'"):
+        log_density = sampler.log_density(positions, n_steps=3)
+    assert log_density.isnan().all()
+
+
+def test_fields_without_a_jacobian_refuse_the_multistep_solver():
+    with pytest.raises(ValueError, match=r"'multistep' needs the Jacobian.*use 'rk4'"):
+        exact_sampler().sample(2, solver="multistep")
 
 
 def test_no_steps_backwards_are_refused():
@@ -276,7 +328,9 @@ def test_samples_that_are_none_are_refused(n):
 
 
 def test_unknown_solver_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'euler' is unknown; choose one of rk4, dopri5"):
+    with pytest.raises(
+        ValueError, match=r"'euler' is unknown; choose one of multistep, rk4, dopri5"
+    ):
         exact_sampler().sample(2, solver="euler")
 
 
@@ -342,7 +396,7 @@ def test_fields_without_known_noise_are_refused_for_stochastic_sampling(recipe, 
 
 
 def test_stochastic_sampling_refuses_the_adaptive_solver():
-    with pytest.raises(ValueError, match="its own steps: use solver 'rk4', not 'dopri5'"):
+    with pytest.raises(ValueError, match="its own steps: leave out the solver, not 'dopri5'"):
         stochastic_sampler().sample(2, stochastic=True, solver="dopri5")
 
 

@@ -108,12 +108,14 @@ def weight_figures(
     """What the log-weights at reference structures tell; nothing about samples without weights."""
     if reference_log_weights is None:
         return {}
-    return {
+    figures = {
         "ess_forward": metrics.forward_ess(reference_log_weights),
         "eubo": metrics.eubo(reference_log_weights),
         "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
-        "integration_error": sampler.integration_error(ensemble),
     }
+    if ensemble.info["solver"] == "rk4":
+        figures["integration_error"] = sampler.integration_error(ensemble)
+    return figures
 
 
 def log_weights_at(

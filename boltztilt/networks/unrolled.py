@@ -83,9 +83,22 @@ class UnrolledField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
         """The velocity and its exact divergence."""
-        layers: Any = self.layers
-        if not has_jacobian(layers[0]):
+        if not self.has_jacobian:
             return brute_force_divergence(self, times, positions)
+        velocity, jacobian = self.velocity_and_jacobian(times, positions)
+        return velocity, jacobian.diagonal(dim1=1, dim2=2).sum(-1)
+
+    @property
+    def has_jacobian(self) -> bool:
+        """Whether `velocity_and_jacobian` knows the field: alike atoms without a cutoff."""
+        layers: Any = self.layers
+        return has_jacobian(layers[0])
+
+    def velocity_and_jacobian(
+        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+    ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch coordinates coordinates"]]:
+        """The velocity and its derivatives by all coordinates, where `has_jacobian` is true."""
+        layers: Any = self.layers
         centred = remove_mean(positions)
         centred_rate = projection(positions)
         skip, scale = (each[:, None, None] for each in layers[0].skip_and_scale(times))
@@ -102,7 +115,7 @@ class UnrolledField(nn.Module):
                 "biaj,bjk->biak", _centred(learned.jacobian), seen_rate.flatten(1, 2)
             )
             jacobian = jacobian + pull[..., None] * start_rate + scale[..., None] * change
-        return velocity, jacobian.flatten(1, 2).diagonal(dim1=1, dim2=2).sum(-1)
+        return velocity, jacobian.flatten(1, 2)
 
     def pulls_at(self, times: Float[Tensor, "batch"]) -> tuple[Float[Tensor, "batch 1 1"], ...]:
         """a_k(t) of all layers but the first."""

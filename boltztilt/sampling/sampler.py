@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,12 @@ from boltztilt.sampling.flow import (
     integrate_dopri5,
     warped_grid,
 )
-from boltztilt.sampling.pace import measured_pace, paced_grid
+from boltztilt.sampling.multistep import (
+    VelocityAndJacobian,
+    multistep_flow,
+    multistep_origin,
+)
+from boltztilt.sampling.pace import EARLY_STEPS, measured_pace, paced_grid
 from boltztilt.sampling.stochastic import stochastic_flow
 from boltztilt.systems.system import System, available_systems, load_system
 
@@ -41,13 +47,16 @@ PACED_STEPS = 9
 STEPS_WITHOUT_DENSITY = 8
 """Steps that structures alone need: LJ-55 energies are then off by 0.1 kT, LJ-13 by 0.02 kT."""
 
+MULTISTEP_STEPS = 13
+"""Steps of the map whose own density is known; its structures are then as good as the flow's."""
+
 STOCHASTIC_ROUNDS = 25
 """Rounds of noise that structures need."""
 
 WORTH_COMPILING = 1.5e7
 """Solver steps times pairs of atoms times layers from which on compilation pays."""
 
-SOLVERS = ("rk4", "dopri5")
+SOLVERS = ("multistep", "rk4", "dopri5")
 Progress = Callable[[int, int], None]
 
 
@@ -81,53 +90,59 @@ class Sampler:
         n_steps: int | None = None,
         batch_size: int | None = None,
         with_density: bool = True,
-        solver: str = "rk4",
+        solver: str | None = None,
         progress: Progress | None = None,
         stochastic: bool = False,
     ) -> Ensemble:
         """An ensemble of `n` independent structures.
 
         Args:
-            n_steps: RK4 steps on the grid of times (ignored by the adaptive solver), by default
-                those of `default_steps`. With `stochastic` the rounds of noise, by default
+            n_steps: steps on the grid of times (ignored by the adaptive solver), by default those
+                of `default_steps`. With `stochastic` the rounds of noise, by default
                 `STOCHASTIC_ROUNDS`.
             batch_size: structures integrated at once, by default as many as a processor's caches
                 or half of the free GPU memory hold; changes results by rounding only.
             with_density: compute the exact log-density, hence weights and ESS.
-            solver: "rk4" or "dopri5".
+            solver: "rk4" or "dopri5" follow the flow, with densities up to their error; the map
+                of "multistep" has an exact density of its own, for fields that have a Jacobian.
+                None chooses multistep where it can be.
             progress: called with the numbers of structures done and wanted.
             stochastic: draw better structures, without densities, by `stochastic_flow`.
 
         Raises:
-            ValueError: `stochastic` for a field that is not trained for it, or with dopri5.
+            ValueError: the field cannot be used with the solver, or with `stochastic`.
         """
         if n < 1:
             raise ValueError(f"n is {n}; sample at least 1 structure")
         if stochastic:
             self.check_stochastic(solver)
             with_density = False
+            n_steps = n_steps or STOCHASTIC_ROUNDS
+        solver = self.checked_solver(solver)
         if n_steps is None:
-            n_steps = STOCHASTIC_ROUNDS if stochastic else self.default_steps(with_density)
+            n_steps = self.default_steps(solver, with_density)
         started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
         if stochastic:
             ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
         else:
-            times = self.time_grid(n_steps)
+            times = self.time_grid(n_steps, solver)
             ends = self._transport(starts, times, batch_size, with_density, solver, progress)
         positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
         energies = self.system.potential.energy(positions)
         info = {
             "seed": seed,
-            "solver": solver,
+            "solver": None if stochastic else solver,
             "stochastic": stochastic,
-            "n_steps": n_steps if solver == "rk4" else None,
+            "n_steps": n_steps if solver != "dopri5" else None,
             "device": str(self.device),
             "n_energy": n,
             "n_energy_training": self.metadata.get("n_energy"),
             "wall_time": time.monotonic() - started,
         }
+        if with_density and solver == "multistep":
+            info["folded"] = int(torch.isposinf(ends[1]).sum())
         density = log_density if with_density else None
         return Ensemble(positions, energies, density, self.system, info).unmirrored()
 
@@ -136,20 +151,32 @@ class Sampler:
         positions: Float[Tensor, "batch atoms dims"],
         n_steps: int | None = None,
         batch_size: int | None = None,
-        solver: str = "rk4",
+        solver: str | None = None,
         progress: Progress | None = None,
     ) -> Float64[Tensor, "batch"]:
-        """log q of given structures, by following the flow backwards to the base.
+        """log q of given structures, by following the flow or the map backwards to the base.
 
-        That is the law of `sample`: where molecules are given in one handedness, -inf for others.
+        That is the law of `sample` with the same solver and steps: where molecules are given in one
+        handedness, -inf for others. NaN, with a warning, where the origin under the map of the
+        multistep solver is not found.
         """
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
-        steps = self.default_steps() if n_steps is None else n_steps
-        times = self.time_grid(steps).flip(0)
-        starts, change = self._transport(positions, times, batch_size, True, solver, progress)
-        log_density = self.system.base.log_density(starts) - change
+        solver = self.checked_solver(solver)
+        steps = self.default_steps(solver) if n_steps is None else n_steps
+        times = self.time_grid(steps, solver)
+        starts, change = self._transport(
+            positions, times, batch_size, True, solver, progress, backwards=True
+        )
+        lost = int(change.isnan().sum())
+        if lost > 0:
+            warnings.warn(
+                f"the origin of {lost} of {len(positions)} structures was not found, their "
+                "log-density is NaN; solver 'rk4' follows the flow instead",
+                stacklevel=2,
+            )
+        log_density = self.system.base.log_density(starts) + change
         if not self.system.one_handed:
             return log_density
         assert self.system.molecule is not None
@@ -159,13 +186,13 @@ class Sampler:
     def integration_error(
         self, ensemble: Ensemble, n: int = 256, n_steps: int | None = None
     ) -> float:
-        """Root-mean-square change of log q - log p when the steps are halved, on `n` base draws.
+        """Root-mean-square change of log q - log p when RK4's steps are halved, on `n` base draws.
 
         The ensemble tells the seed and the steps; its first `n` structures are drawn again with
         twice as many steps and their log-weights compared. The mean is weighted: a structure with
         overlapping atoms, whose huge energy changes with every digit, weighs nothing.
         """
-        steps = n_steps or ensemble.info.get("n_steps") or self.default_steps()
+        steps = n_steps or ensemble.info.get("n_steps") or self.default_steps("rk4")
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
         weights = ensemble.log_weights[:n]
@@ -178,7 +205,7 @@ class Sampler:
         """The first `n` structures of an ensemble, integrated again with other steps."""
         generator = torch.Generator().manual_seed(ensemble.info["seed"])
         starts = self.system.base.sample(len(ensemble), generator)[:n]
-        times = self.time_grid(n_steps)
+        times = self.time_grid(n_steps, "rk4")
         ends = self._transport(starts, times, None, True, "rk4", None)
         return self._ensemble(starts, *ends).unmirrored()
 
@@ -188,17 +215,35 @@ class Sampler:
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system)
 
-    def default_steps(self, with_density: bool = True) -> int:
-        """Steps of the RK4 solver unless others are wanted."""
+    def checked_solver(self, solver: str | None = None) -> str:
+        """The solver to use, or an error that says why the one asked for cannot be."""
+        mapped = getattr(self.field, "has_jacobian", False)
+        if solver is None:
+            return "multistep" if mapped else "rk4"
+        if solver not in SOLVERS:
+            raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
+        if solver == "multistep" and not mapped:
+            raise ValueError(
+                "solver 'multistep' needs the Jacobian of the field, which is at hand for unrolled "
+                "fields of alike atoms without a cutoff: use 'rk4'"
+            )
+        return solver
+
+    def default_steps(self, solver: str, with_density: bool = True) -> int:
+        """Steps of a solver unless others are wanted."""
+        if solver == "multistep":
+            return MULTISTEP_STEPS
         if not with_density:
             return STEPS_WITHOUT_DENSITY
         return PACED_STEPS if "pace" in self.metadata else DEFAULT_STEPS
 
-    def time_grid(self, n_steps: int) -> Float64[Tensor, "times"]:
+    def time_grid(self, n_steps: int, solver: str) -> Float64[Tensor, "times"]:
         """Times of the solver's steps, at the pace that was measured for the field if one was."""
         if "pace" not in self.metadata:
             return warped_grid(n_steps)
-        return paced_grid(n_steps, torch.tensor(self.metadata["pace"], dtype=torch.float64))
+        pace = torch.tensor(self.metadata["pace"], dtype=torch.float64)
+        early = EARLY_STEPS if solver == "multistep" else 1.0
+        return paced_grid(n_steps, pace, early)
 
     def paced(self, n: int = 16, seed: int = 0, progress: Progress | None = None) -> Sampler:
         """The same sampler with the solver's steps where they are needed, see `measured_pace`.
@@ -230,16 +275,16 @@ class Sampler:
         solver: str,
         progress: Progress | None,
         n_steps: int | None = None,
+        backwards: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """End points and changes of log q in batches, on the CPU.
+        """End points and changes of log q, those forwards in time, in batches, on the CPU.
 
         `n_steps` is the number of steps of all structures, more than these where others follow.
         """
-        if solver not in SOLVERS:
-            raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
-        carry = partial(_flow, rates, times, with_density, fill > 1, solver, self.device)
+        way = _Way(times, with_density, fill > 1, solver, backwards)
+        carry = partial(_flow, rates, way, self.device)
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)
 
@@ -287,11 +332,11 @@ class Sampler:
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
 
-    def check_stochastic(self, solver: str = "rk4") -> None:
+    def check_stochastic(self, solver: str | None = None) -> None:
         """Raises ValueError unless the field is the conditional mean that noise can go with."""
-        if solver != "rk4":
+        if solver is not None:
             raise ValueError(
-                f"stochastic sampling has its own steps: use solver 'rk4', not {solver!r}"
+                f"stochastic sampling has its own steps: leave out the solver, not {solver!r}"
             )
         recipe = self.metadata.get("recipe", {})
         for name, wanted in (("coupling", "independent"), ("likelihood_steps", 0)):
@@ -308,12 +353,14 @@ class Sampler:
         layers: Any = getattr(self.field, "layers", [self.field])
         work = n_pairs * n_steps * len(layers)
         wanted = work > WORTH_COMPILING if self.compile is None else self.compile
-        wanted = wanted and solver == "rk4"
+        wanted = wanted and solver != "dopri5"
         if wanted not in self._compiled:
             exact: Any = self.field
+            mapped = getattr(self.field, "has_jacobian", False)
             self._compiled[wanted] = _Rates(
                 compiled(self.field, self.field, wanted),
                 compiled(exact.velocity_and_divergence, self.field, wanted),
+                compiled(exact.velocity_and_jacobian, self.field, wanted) if mapped else None,
                 wanted,
             )
         return self._compiled[wanted]
@@ -403,32 +450,50 @@ def sample(target: str | Path | System, n: int, seed: int = 0, **settings: Any) 
 
 
 class _Rates(NamedTuple):
-    """A field as a solver calls it: its velocity, and that with its divergence."""
+    """A field as a solver calls it: its velocity, and that with its divergence or Jacobian."""
 
     velocity: Velocity
     velocity_and_divergence: Rates
+    velocity_and_jacobian: VelocityAndJacobian | None
     compiled: bool
 
     def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
         return self.velocity(times, positions)
 
 
-def _flow(
-    rates: _Rates,
-    times: Float64[Tensor, "times"],
-    with_density: bool,
-    halves: bool,
-    solver: str,
-    device: torch.device,
-    batch: Tensor,
-) -> FlowResult:
-    """A batch carried along the flow on the device of the field, and brought back."""
-    batch = batch.to(device)
-    if solver == "rk4":
-        result = integrate(rates, batch, times, with_density, halves)
-    else:
-        result = integrate_dopri5(rates, batch, float(times[0]), float(times[-1]), with_density)
+class _Way(NamedTuple):
+    """How a batch is carried: over a grid of times, with or without density, by which solver."""
+
+    times: Float64[Tensor, "times"]
+    with_density: bool
+    halves: bool
+    solver: str
+    backwards: bool
+
+
+def _flow(rates: _Rates, way: _Way, device: torch.device, batch: Tensor) -> FlowResult:
+    """A batch carried along the way on the device of the field, and brought back."""
+    result = _carried(rates, way, batch.to(device))
     return FlowResult(result.positions.cpu(), result.log_density_change.cpu())
+
+
+def _carried(rates: _Rates, way: _Way, batch: Tensor) -> FlowResult:
+    """End points, and what the density changes by as one follows the way forwards in time."""
+    if way.solver == "multistep":
+        jacobian = rates.velocity_and_jacobian if way.with_density else None
+        with torch.no_grad():
+            if not way.backwards:
+                return multistep_flow(rates.velocity, jacobian, batch, way.times)
+            assert jacobian is not None
+            return multistep_origin(rates.velocity, jacobian, batch, way.times)
+    times = way.times.flip(0) if way.backwards else way.times
+    if way.solver == "rk4":
+        result = integrate(rates, batch, times, way.with_density, way.halves)
+    else:
+        ends = (float(times[0]), float(times[-1]))
+        result = integrate_dopri5(rates, batch, *ends, way.with_density)
+    change = result.log_density_change
+    return FlowResult(result.positions, -change if way.backwards else change)
 
 
 def _stochastic_flow(
