@@ -29,7 +29,8 @@ def print_sampler(report: dict[str, Any]) -> None:
     """ESS and energies."""
     row("ESS, reverse", f"{report['ess']:.1%}", f"{report['n_effective']:.0f} effective")
     row("ESS, forward (at reference structures)", f"{report['ess_forward']:.1%}")
-    row("integration error of log q (rms)", f"{report['integration_error']:.3g}")
+    error = report.get("integration_error")
+    row("integration error of log q (rms)", "none" if error is None else f"{error:.3g}")
     reference = report["energy_reference"]
     row("<U> reference", str(reference))
     for name in ("raw", "reweighted"):

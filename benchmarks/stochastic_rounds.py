@@ -56,7 +56,7 @@ def main() -> None:
     floor = noise_floor(distance, reference.energies, options.n, 10, options.seed)
     median = reference.energies.median()
     row("reference", f"{median:.1f}", f"E-W2 {floor} between draws of the same N")
-    flow = {"n_steps": options.steps, "with_density": False}
+    flow = {"n_steps": options.steps, "solver": "rk4", "with_density": False}
     measure(f"flow alone, {options.steps} steps", sampler, options, reference, **flow)
     for n_rounds in options.rounds:
         settings = {"n_steps": n_rounds, "stochastic": True}

@@ -197,6 +197,15 @@ def test_stochastic_rounds_compares_with_the_flow(run, tmp_path, generator):
         assert "E-W2" in figures(text, name)
 
 
+def test_solvers_are_compared_by_time_and_worth(run):
+    words = ("-n", 4, "--multistep", 2, "--rk4", 1, "--log-z", 384, "--no-compile", "--threads", 1)
+    text = run("solvers", "lj55", *words)
+    assert float(figures(text, "multistep, 2")[1]) == 1
+    assert float(figures(text, "rk4, 1")[1]) > 0
+    for name in ("multistep, 2", "rk4, 1"):
+        assert figures(text, name)[2].endswith("%")
+
+
 @pytest.mark.slow
 def test_ess_prints_every_yardstick(run, dw4_reference):
     words = ("dw4", "-n", 40, "--chains", 40, "--reference", dw4_reference, "--threads", 1)

@@ -130,6 +130,13 @@ def test_fields_with_a_jacobian_are_sampled_in_many_steps_of_one_evaluation():
     assert ensemble.log_density.std() > 0.1
 
 
+def test_a_map_has_no_integration_error():
+    sampler = mapped_sampler()
+    with pytest.raises(ValueError, match="those of solver 'rk4', not 'multistep'"):
+        sampler.integration_error(sampler.sample(2))
+    assert sampler.integration_error(sampler.sample(2, solver="rk4")) < 0.1
+
+
 def test_weights_of_a_map_are_exact_however_few_its_steps():
     ensemble = mapped_sampler().sample(2000, seed=1, n_steps=2)
     followed = mapped_sampler().sample(300, seed=1, n_steps=12, solver="rk4")

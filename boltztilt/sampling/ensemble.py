@@ -399,7 +399,7 @@ def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     joined = {
         key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)
     }
-    for cost in ("n_energy", "wall_time", "n_ancestors"):
+    for cost in ("n_energy", "wall_time", "n_ancestors", "folded"):
         if any(cost in info for info in infos):
             joined[cost] = sum(info.get(cost, 0) for info in infos)
     if any("seed" in info for info in infos):

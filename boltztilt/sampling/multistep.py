@@ -6,8 +6,8 @@ solver, in contrast, has a density of its own, whatever its steps are,
     log q(x_N) = log q_0(x_0) - log |det dx_N/dx_0|,
 
 and the Jacobian of the map follows from those of the field at the steps. Where the field has them
-at hand, the law of the samples is known to rounding, from fewer evaluations than a solver needs
-that must not err.
+at hand, the law of the samples is known to rounding, from fewer evaluations than a solver takes
+whose errors must be small.
 
 The steps are those of Adams and Bashforth for y = x / s(t), s² = t² + (1-t)², in which the flow
 between two equal Gaussians is at rest,
@@ -16,9 +16,9 @@ between two equal Gaussians is at rest,
 
 A map that is one to one has a determinant that vanishes nowhere, and, as the flow it stands for, a
 positive one; the converse holds for maps that leave nothing at infinity (Hadamard). Where the map
-folds, a point has several origins, and the signs of their determinants add up to one: means of
-sign * weight would stay exact. Ends with a negative determinant are few; they are given no weight,
-which is wrong by twice the weight they would have had.
+folds, a point has several origins, and the signs of their determinants add up to one: sums of
+sign * weight stay exact. Ends with a negative determinant are few and are given no weight, so that
+sums err by the weight that these would have had, and no more.
 
 References:
     E. Hairer, S. P. Nørsett, G. Wanner, Solving Ordinary Differential Equations I, Springer (1993),

@@ -191,7 +191,14 @@ class Sampler:
         The ensemble tells the seed and the steps; its first `n` structures are drawn again with
         twice as many steps and their log-weights compared. The mean is weighted: a structure with
         overlapping atoms, whose huge energy changes with every digit, weighs nothing.
+
+        Raises:
+            ValueError: the ensemble was drawn by another solver; the density of a multistep map has
+                no such error.
         """
+        solver = ensemble.info.get("solver", "rk4")
+        if solver != "rk4":
+            raise ValueError(f"errors of integration are those of solver 'rk4', not {solver!r}")
         steps = n_steps or ensemble.info.get("n_steps") or self.default_steps("rk4")
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
