@@ -27,6 +27,7 @@ from boltztilt.arguments import (
 )
 from boltztilt.one_line_errors import OneLineErrors
 from boltztilt.option_types import (
+    ChosenSolver,
     Count,
     Device,
     Force,
@@ -36,7 +37,6 @@ from boltztilt.option_types import (
     Refine,
     Resample,
     Seed,
-    Solver,
     Steps,
     Stochastic,
 )
@@ -136,14 +136,7 @@ def sample(
     output: Output = None,
     seed: Seed = 0,
     steps: Steps = None,
-    solver: Annotated[
-        Solver | None,
-        typer.Option(
-            help="multistep, the default for fields like that of lj55, needs the fewest "
-            "evaluations, and its density is exact at any number of steps. rk4 follows the flow; "
-            "dopri5 does so with steps of its own choice.",
-        ),
-    ] = None,
+    solver: ChosenSolver = None,
     density: Annotated[
         bool, typer.Option("--density/--no-density", help="Exact log-density, hence weights.")
     ] = True,
@@ -364,6 +357,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     steps: Steps = None,
+    solver: ChosenSolver = None,
     stochastic: Stochastic = False,
     refine: Annotated[
         int, typer.Option(help="Compare also after so many steps of sample --refine.", min=0)
@@ -385,12 +379,12 @@ def evaluate(
 
     sampler = open_sampler(target, device)
     if stochastic:
-        sampler.check_stochastic()
+        sampler.check_stochastic(solver)
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
         report = evaluate_sampler(
-            sampler, samples, n, seed, folder, progress, steps, refine, stochastic
+            sampler, samples, n, seed, folder, progress, steps, refine, stochastic, solver
         )
     rows = console.report_rows(report, {"system", "convention", "reference", "training"})
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)

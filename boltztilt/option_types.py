@@ -42,6 +42,15 @@ Steps = Annotated[
         min=1,
     ),
 ]
+ChosenSolver = Annotated[
+    Solver | None,
+    typer.Option(
+        "--solver",
+        help="multistep, the default for fields like that of lj55, needs the fewest evaluations, "
+        "and its density is exact at any number of steps. rk4 follows the flow; dopri5 does so "
+        "with steps of its own choice.",
+    ),
+]
 Stochastic = Annotated[
     bool,
     typer.Option(

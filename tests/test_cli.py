@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
 from boltztilt.analysis import dynamics, molecular_reference
-from boltztilt.option_types import Steps
+from boltztilt.option_types import Solver, Steps
 from boltztilt.sampling.sampler import (
     DEFAULT_STEPS,
     MULTISTEP_STEPS,
@@ -448,7 +448,7 @@ def test_a_run_is_not_overwritten(training_words, run_folder):
 
 
 def test_every_solver_of_the_package_can_be_chosen():
-    assert tuple(cli.Solver) == SOLVERS
+    assert tuple(Solver) == SOLVERS
 
 
 def test_overrides_are_read_as_toml_and_may_enter_tables():

@@ -35,7 +35,7 @@ class BaseSampler:
         self.field = torch.nn.Linear(1, 1)
         self.metadata = {"seed": 11, "n_energy": 0}
 
-    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False):
+    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False, solver=None):
         positions = self.law.sample(n, torch.Generator().manual_seed(seed))
         if progress is not None:
             progress(n, n)
@@ -43,7 +43,7 @@ class BaseSampler:
         energies = SYSTEM.potential.energy(positions)
         return Ensemble(positions, energies, self.law.log_density(positions), SYSTEM, info)
 
-    def log_density(self, positions, n_steps=20):
+    def log_density(self, positions, n_steps=20, solver=None):
         return self.law.log_density(positions)
 
     def integration_error(self, ensemble):
@@ -70,6 +70,28 @@ def report(reference, folder):
     lines += ["polish,5,1.0,,1.0,0.4,0.6,-5,400", "likelihood,5,1.0,,9.0,0.4,0.6,-5,500"]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     return evaluate(BaseSampler(), reference, n=N, seed=1, out=folder)
+
+
+class LosingSampler(BaseSampler):
+    """One that does not find the origin of the first structures."""
+
+    def __init__(self, n_lost):
+        super().__init__()
+        self.n_lost = n_lost
+
+    def log_density(self, positions, n_steps=20, solver=None):
+        log_density = super().log_density(positions)
+        log_density[: self.n_lost] = math.nan
+        return log_density
+
+
+def test_reference_structures_of_unknown_density_are_left_out_and_counted(reference):
+    report = evaluate(LosingSampler(3), reference, n=200, seed=4)
+    assert report["reference_lost"] == 3
+    assert math.isfinite(report["ess_forward"])
+    report = evaluate(LosingSampler(200), reference, n=200, seed=4)
+    assert report["reference_lost"] == 200
+    assert "ess_forward" not in report
 
 
 def test_effective_sizes_and_bounds_agree_with_closed_forms(report):
@@ -188,7 +210,7 @@ class PeptideSampler(BaseSampler):
         super().__init__()
         self.system = load_system("aldp")
 
-    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False):
+    def sample(self, n, seed=0, n_steps=20, progress=None, stochastic=False, solver=None):
         positions = peptides(self.system, n, seed)
         positions[: n // 10, :6] += 1.0
         energies = torch.linspace(-20, -10, n, dtype=torch.float64)
@@ -197,7 +219,7 @@ class PeptideSampler(BaseSampler):
             positions, energies, log_density, self.system, {"n_energy": n, "solver": "rk4"}
         )
 
-    def log_density(self, positions, n_steps=20):
+    def log_density(self, positions, n_steps=20, solver=None):
         return torch.zeros(len(positions), dtype=torch.float64)
 
 

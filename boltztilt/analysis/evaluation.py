@@ -37,11 +37,13 @@ def evaluate(
     n_steps: int | None = None,
     refine_steps: int = 0,
     stochastic: bool = False,
+    solver: str | None = None,
 ) -> dict[str, Any]:
     """The report on `n` samples, written with its figures into the folder `out` if one is given.
 
     Samples are drawn and weighted; up to `n` reference structures are carried back to the base
-    for their density under the sampler, which shows what the sampler misses. With `refine_steps`
+    for their density under the sampler, which shows what the sampler misses; those whose origin
+    is not found are left out, and their number is "reference_lost". With `refine_steps`
     the samples are also compared after so many steps of `Ensemble.refine`, under "refined".
     Samples drawn with `stochastic` have no weights and are compared as they are.
     """
@@ -60,12 +62,17 @@ def evaluate(
         n_steps=n_steps,
         progress=lambda done, _: advance(done),
         stochastic=stochastic,
+        solver=solver,
     )
     reference_log_weights = None
     if ensemble.has_weights:
         reference_log_weights = log_weights_at(
-            sampler, reference, n_reference, n_steps, lambda done: advance(n + done)
+            sampler, reference, n_reference, n_steps, solver, lambda done: advance(n + done)
         )
+        if len(reference_log_weights) < n_reference:
+            ensemble.info["reference_lost"] = n_reference - len(reference_log_weights)
+        if len(reference_log_weights) == 0:
+            reference_log_weights = None
     floors = NoiseFloors(seed)
     compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
@@ -123,14 +130,16 @@ def log_weights_at(
     reference: Reference,
     n: int,
     n_steps: int | None,
+    solver: str | None,
     advance: Callable[[int], None],
 ) -> Float64[Tensor, "n"]:
-    """log w = -U - log q at the first `n` reference structures."""
+    """log w = -U - log q at those of the first `n` reference structures that q is known for."""
     densities: list[Tensor] = []
     for positions in reference.positions[:n].split(REFERENCE_BATCH):
-        densities.append(sampler.log_density(positions, n_steps=n_steps).cpu())
+        densities.append(sampler.log_density(positions, n_steps=n_steps, solver=solver).cpu())
         advance(sum(len(density) for density in densities))
-    return -reference.energies[:n] - torch.cat(densities)
+    log_weights = -reference.energies[:n] - torch.cat(densities)
+    return log_weights[~log_weights.isnan()]
 
 
 def check_extras() -> None:
