@@ -1,0 +1,74 @@
+"""A batch carried from the base to the target, or back, by the solver that is asked for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.flow import FlowResult, Rates, Velocity, integrate, integrate_dopri5
+from boltztilt.sampling.multistep import VelocityAndJacobian, multistep_flow, multistep_origin
+from boltztilt.sampling.stochastic import stochastic_flow
+
+
+class FieldRates(NamedTuple):
+    """A field as a solver calls it: its velocity, and that with its divergence or Jacobian."""
+
+    velocity: Velocity
+    velocity_and_divergence: Rates
+    velocity_and_jacobian: VelocityAndJacobian | None
+    compiled: bool
+
+    def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
+        return self.velocity(times, positions)
+
+
+class Way(NamedTuple):
+    """How a batch is carried: over a grid of times, with or without density, by which solver."""
+
+    times: Float64[Tensor, "times"]
+    with_density: bool
+    halves: bool
+    solver: str
+    backwards: bool
+
+
+def carried(rates: FieldRates, way: Way, device: torch.device, batch: Tensor) -> FlowResult:
+    """A batch carried along the way on the device of the field, and brought back."""
+    result = _along(rates, way, batch.to(device))
+    return FlowResult(result.positions.cpu(), result.log_density_change.cpu())
+
+
+def _along(rates: FieldRates, way: Way, batch: Tensor) -> FlowResult:
+    """End points, and what the density changes by as one follows the way forwards in time."""
+    if way.solver == "multistep":
+        jacobian = rates.velocity_and_jacobian if way.with_density else None
+        with torch.no_grad():
+            if not way.backwards:
+                return multistep_flow(rates.velocity, jacobian, batch, way.times)
+            assert jacobian is not None
+            return multistep_origin(rates.velocity, jacobian, batch, way.times)
+    times = way.times.flip(0) if way.backwards else way.times
+    if way.solver == "rk4":
+        result = integrate(rates, batch, times, way.with_density, way.halves)
+    else:
+        ends = (float(times[0]), float(times[-1]))
+        result = integrate_dopri5(rates, batch, *ends, way.with_density)
+    change = result.log_density_change
+    return FlowResult(result.positions, -change if way.backwards else change)
+
+
+def carried_with_noise(
+    rates: FieldRates,
+    base: Gaussian,
+    n_rounds: int,
+    device: torch.device,
+    batch: Tensor,
+    seeds: Tensor,
+) -> FlowResult:
+    """A batch carried by the stochastic flow on the device of the field, and brought back."""
+    ends = stochastic_flow(rates.velocity, base, batch.to(device), seeds.tolist(), n_rounds)
+    return FlowResult(ends.cpu(), torch.zeros(len(batch), dtype=torch.float64))
