@@ -80,7 +80,7 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     """ESS, bounds of log Z and energies of a sampler."""
     ensemble = sampler.sample(options.n, options.seed)
     n_reference = min(options.n, len(reference))
-    at_reference = log_weights_at(sampler, reference, n_reference, None, lambda done: None)
+    at_reference = log_weights_at(sampler, reference, n_reference)
     return {
         "ess": ensemble.ess,
         "elbo": ensemble.elbo.value,

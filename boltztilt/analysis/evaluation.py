@@ -129,9 +129,9 @@ def log_weights_at(
     sampler: Sampler,
     reference: Reference,
     n: int,
-    n_steps: int | None,
-    solver: str | None,
-    advance: Callable[[int], None],
+    n_steps: int | None = None,
+    solver: str | None = None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Float64[Tensor, "n"]:
     """log w = -U - log q at those of the first `n` reference structures that q is known for."""
     densities: list[Tensor] = []
