@@ -182,6 +182,8 @@ def sample(
     sampler = open_sampler(weights or name, device, system=name if weights else None)
     if stochastic:
         sampler.check_stochastic(solver)
+    else:
+        sampler.checked_solver(solver)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
@@ -380,6 +382,8 @@ def evaluate(
     sampler = open_sampler(target, device)
     if stochastic:
         sampler.check_stochastic(solver)
+    else:
+        sampler.checked_solver(solver)
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:

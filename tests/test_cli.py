@@ -352,6 +352,7 @@ def test_a_single_group_says_that_its_errors_are_unknown(system_file, tmp_path):
         (["sample", "lj13", "--resample", "--no-density"], "--no-density"),
         (["sample", "lj55", "--resample", "--stochastic"], "--stochastic"),
         (["sample", "lj55", "--stochastic", "--solver", "dopri5"], "dopri5"),
+        (["sample", "lj13", "--solver", "multistep"], "use 'rk4'"),
         (["sample", "lj13", "--stochastic"], "boltztilt train lj13 --stochastic"),
         (["evaluate", "lj13", "--stochastic"], "boltztilt train lj13 --stochastic"),
         (["sample", "lj13", "--solver", "euler"], "euler"),

@@ -332,7 +332,7 @@ class Sampler:
         """Raises ValueError unless the field is the conditional mean that noise can go with."""
         if solver is not None:
             raise ValueError(
-                f"stochastic sampling has its own steps: leave out the solver, not {solver!r}"
+                f"stochastic sampling has its own steps: leave out the solver, not '{solver}'"
             )
         recipe = self.metadata.get("recipe", {})
         for name, wanted in (("coupling", "independent"), ("likelihood_steps", 0)):
