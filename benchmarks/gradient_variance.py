@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boltztilt.energy import relative_reward
 from boltztilt.networks.perceptron import Perceptron
+from boltztilt.sampling.flow import resting_rate
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 from boltztilt.tilt.objectives import implicit_target, tilt_weights
@@ -33,9 +34,7 @@ def bridges(system: System, n: int, step: float, generator: torch.Generator) -> 
 
 def old_field(bridge: Bridge) -> Tensor:
     """The exact field at a = 0: between two equal Gaussians."""
-    times, noise = bridge.times, 1 - bridge.times
-    factor = (times - noise) / (times.square() + noise.square())
-    return factor[:, None, None] * bridge.positions
+    return resting_rate(bridge.times)[:, None, None] * bridge.positions
 
 
 def gradient(network: Perceptron, bridge: Bridge, control_variate: float) -> Tensor:

@@ -14,6 +14,16 @@ def remove_mean(positions: Float[Tensor, "batch atoms dims"]) -> Float[Tensor, "
     return positions - positions.mean(dim=-2, keepdim=True)
 
 
+def centring_matrix(
+    positions: Float[Tensor, "batch atoms dims"],
+) -> Float[Tensor, "coordinates coordinates"]:
+    """The matrix that moves the centre of positions to the origin, for all coordinates in a row."""
+    n_atoms, n_dims = positions.shape[1:]
+    axes = torch.eye(n_dims, dtype=positions.dtype, device=positions.device)
+    atoms = torch.eye(n_atoms, dtype=positions.dtype, device=positions.device) - 1 / n_atoms
+    return torch.kron(atoms, axes)
+
+
 def pair_indices(n_atoms: int, device: torch.device | None = None) -> Int[Tensor, "2 pairs"]:
     """Indices (i, j) of the n(n-1)/2 unordered pairs, i < j."""
     return torch.triu_indices(n_atoms, n_atoms, offset=1, device=device)

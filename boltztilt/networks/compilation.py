@@ -17,7 +17,7 @@ Compilable = TypeVar("Compilable", bound=Callable)
 
 
 def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilable:
-    """The network, or a method of it, through torch.compile if wanted, else as it is.
+    """The network, or a function of it or its layers, through torch.compile if wanted.
 
     A network with a cutoff, whose shapes change with every batch, is used as it is too.
     """
@@ -46,7 +46,7 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
     # on a processor each thread runs the whole function alone, and must not hold Python's lock
     options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
     fast = torch.compile(function, dynamic=False, options=options)
-    return cast(Compilable, Compiled(fast, function))
+    return cast(Compilable, Compiled(fast, function, device))
 
 
 class Compiled:
@@ -59,13 +59,14 @@ class Compiled:
     cannot be compiled is an error.
     """
 
-    def __init__(self, function: Callable, plain: Callable) -> None:
+    def __init__(self, function: Callable, plain: Callable, device: torch.device) -> None:
         self.function = function
         self.plain = plain
+        self.device = device
         self.seen: set[tuple] = set()
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        rounded = torch.is_autocast_enabled(inputs[0].device.type)
+    def __call__(self, *inputs: Tensor | nn.Module) -> Any:
+        rounded = torch.is_autocast_enabled(self.device.type)
         kind = (torch.is_grad_enabled(), torch.get_num_threads(), rounded, *map(_kind, inputs))
         if kind in self.seen:
             return self.function(*inputs)
@@ -91,6 +92,8 @@ def _failure(error: Exception) -> str:
     )
 
 
-def _kind(values: Tensor) -> tuple:
-    """What tensors share that one compilation serves."""
+def _kind(values: Tensor | nn.Module) -> tuple:
+    """What inputs share that one compilation serves: networks of one kind, as layers are."""
+    if isinstance(values, nn.Module):
+        return (type(values),)
     return values.shape, values.stride(), values.dtype, values.requires_grad

@@ -34,6 +34,7 @@ from boltztilt.networks.pair_layout import NeighbourPairs, PairLayout, pair_layo
 from boltztilt.networks.precision import full_precision
 from boltztilt.networks.radial import WarpedBumps, switch_with_derivative
 from boltztilt.networks.time_features import TimeFeatures
+from boltztilt.sampling.flow import resting_rate
 
 
 class LocalDensityField(nn.Module):
@@ -247,11 +248,11 @@ class LocalDensityField(nn.Module):
         radial: Float[Tensor, "batch pairs densities"],
         around: Surroundings,
         layout: PairLayout,
-    ) -> list[Float[Tensor, "batch atoms channels orders"]]:
+    ) -> list[Float[Tensor, "batch atoms orders channels"]]:
         """A_i by degree, each scaled to a variance of order one for a dozen neighbours."""
-        of_edges = layout.copies(radial).transpose(-1, -2).split(self.n_channels, -2)
+        of_edges = layout.copies(radial).split(self.n_channels, -1)
         return [
-            DENSITY_SCALE * (values @ harmonic)
+            DENSITY_SCALE * (harmonic @ values)
             for values, harmonic in zip(of_edges, around.harmonics, strict=True)
         ]
 
@@ -261,10 +262,10 @@ class LocalDensityField(nn.Module):
 
     def node_features(self, densities: list[Tensor], modulation: TimeModulation) -> NodeFeatures:
         """Embedding, gates and vector weights of every atom."""
-        invariants = [densities[0].squeeze(-1)]
+        invariants = [densities[0].squeeze(2)]
         for degree, density in enumerate(densities):
-            mixed = torch.einsum("bncm,cd->bndm", density, self.mixing[degree])
-            invariants.append((density * mixed).sum(-1) / (2 * degree + 1))
+            mixed = density @ self.mixing[degree]
+            invariants.append((density * mixed).sum(2) / (2 * degree + 1))
         linear = self.node_input(torch.cat(invariants, -1))
         pre_activation = linear * (1 + modulation.node_scale) + modulation.node_shift
         if self.kinds is not None:
@@ -287,7 +288,7 @@ class LocalDensityField(nn.Module):
         ):
             both_ends = layout.sum_ends(density.flatten(2), odd=degree % 2 == 1)
             both_ends = both_ends.unflatten(-1, density.shape[2:])
-            projection = (both_ends * angular.unsqueeze(-2)).sum(-1)
+            projection = (both_ends * angular.unsqueeze(-1)).sum(2)
             by_degree.append(projection / math.sqrt(2 * degree + 1))
         return torch.cat(by_degree, -1)
 
@@ -323,9 +324,9 @@ class LocalDensityField(nn.Module):
 
     def local_velocity(self, passed: ForwardPass) -> Float[Tensor, "batch atoms 3"]:
         """What atoms learn from their surroundings."""
-        pulls = (passed.factors.unsqueeze(-1) * passed.around.vectors).sum(2)
+        pulls = (passed.factors.unsqueeze(2) * passed.around.vectors).sum(-1)
         weights = passed.nodes.vector_weights
-        return pulls + (weights.unsqueeze(-1) * passed.densities[1]).sum(-2)
+        return pulls + (weights.unsqueeze(2) * passed.densities[1]).sum(-1)
 
     def velocity(
         self,
@@ -343,5 +344,4 @@ class LocalDensityField(nn.Module):
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """Factors of the positions and of the learned part in the velocity."""
         noise = 1 - times
-        skip = (times - noise) / (times.square() + noise.square())
-        return skip, noise / torch.sqrt(noise.square() + self.noise_scale**2)
+        return resting_rate(times), noise / torch.sqrt(noise.square() + self.noise_scale**2)

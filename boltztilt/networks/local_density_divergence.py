@@ -230,11 +230,11 @@ def far_trace(
         )
     ]
     mixed_stretches = layout.copies(torch.cat(mixed, -1)).split(field.n_channels, -1)
-    total = _over_edges(around.harmonics[0], stretches[0] * direct).sum(dim=(1, 2, 3))
+    total = (around.harmonics[0] @ (stretches[0] * direct)).sum(dim=(1, 2, 3))
     for degree, (weight, harmonic) in enumerate(zip(by_degree, around.harmonics, strict=True)):
-        on_mixed = _over_edges(harmonic, stretches[degree] * weight)
-        on_density = _over_edges(harmonic, mixed_stretches[degree] * weight)
-        density = densities[degree].transpose(-1, -2)
+        on_mixed = harmonic @ (stretches[degree] * weight)
+        on_density = harmonic @ (mixed_stretches[degree] * weight)
+        density = densities[degree]
         mixed = density @ field.mixing[degree]
         total = total + (_dot(on_mixed, mixed) + _dot(on_density, density)) / (2 * degree + 1)
     return total
@@ -248,9 +248,9 @@ def own_density_rates(
     acrosses = layout.copies(rates.across).split(field.n_channels, -1)
     by_degree = []
     for degree, (along, across) in enumerate(zip(alongs, acrosses, strict=True)):
-        own = _over_edges(around.outer(degree), along)
+        own = around.outer(degree) @ along
         if degree > 0:
-            lower = _over_edges(around.harmonics[degree - 1], across)
+            lower = around.harmonics[degree - 1] @ across
             gradient = field.get_buffer(f"gradient_tensor_{degree}")
             own = own + gradient.to(lower).flatten(1).T @ lower
         by_degree.append(own)
@@ -269,9 +269,9 @@ def pull_on_centres(
 
     That is through its embedding, through its gates, and through the weights of its vectors.
     """
-    embedding = _over_edges(around.vectors, pulled.inputs) @ field.node_embedding.weight
-    gates = _over_edges(around.vectors, layout.copies(edges.output)) @ field.node_gates.weight
-    vectors = densities[1].transpose(-1, -2) @ field.node_vectors.weight
+    embedding = around.vectors @ pulled.inputs @ field.node_embedding.weight
+    gates = around.vectors @ layout.copies(edges.output) @ field.node_gates.weight
+    vectors = densities[1] @ field.node_vectors.weight
     return embedding + gates + vectors
 
 
@@ -285,7 +285,7 @@ def own_trace(
     direct, *by_degree = (pull @ field.node_input.weight).split(field.n_channels, -1)
     total = _dot(own[0], direct)
     for degree, (rate, weight) in enumerate(zip(own, by_degree, strict=True)):
-        density = densities[degree].transpose(-1, -2).contiguous()
+        density = densities[degree]
         mixed_rate, mixed = rate @ field.mixing[degree], density @ field.mixing[degree]
         change = _by_axis(rate) * mixed.unsqueeze(2) + _by_axis(mixed_rate) * density.unsqueeze(2)
         total = total + _dot(change.sum(-2), weight) / (2 * degree + 1)
@@ -298,7 +298,7 @@ def projection_trace(
     """Sum of <c, D a> through the centre's density as its edges see it."""
     total = torch.zeros_like(own[0][:, 0, 0, 0])
     for degree, weight in enumerate(pulled.projections.split(field.n_channels, -1)):
-        on_rates = _over_edges(around.outer(degree), weight)
+        on_rates = around.outer(degree) @ weight
         total = total + _dot(on_rates, own[degree]) / (2 * degree + 1) ** 0.5
     return total
 
@@ -315,13 +315,6 @@ def silu_slope(values: Tensor) -> Tensor:
     """Derivative of silu(x) = x sigmoid(x)."""
     sigmoid = torch.sigmoid(values)
     return torch.lerp(values * sigmoid, sigmoid.new_ones(()), sigmoid)
-
-
-def _over_edges(
-    left: Float[Tensor, "batch atoms edges left"], right: Float[Tensor, "batch atoms edges right"]
-) -> Float[Tensor, "batch atoms left right"]:
-    """Sum over the other atom of the outer products of two features of an edge."""
-    return left.transpose(-1, -2) @ right
 
 
 def _by_axis(rate: Float[Tensor, "batch atoms axes_orders channels"]) -> Tensor:

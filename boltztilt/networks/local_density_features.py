@@ -32,24 +32,26 @@ class PairGeometry(NamedTuple):
 class Surroundings(NamedTuple):
     """Vectors centre - other of all edges and their harmonics by degree, zero for padding.
 
-    Edges that are padding, as the diagonal of all pairs is, count nothing for that reason.
+    Edges that are padding, as the diagonal of all pairs is, count nothing for that reason. They are
+    the last axis, along which processors work on many numbers at once.
     """
 
-    vectors: Float[Tensor, "batch atoms edges 3"]
+    vectors: Float[Tensor, "batch atoms 3 edges"]
     harmonics: list[Tensor]
 
     @classmethod
     def of(cls, geometry: PairGeometry, layout: PairLayout) -> Surroundings:
         """The geometry of all edges as seen from every atom."""
-        harmonics = [
-            layout.edges(harmonic, odd=degree % 2 == 1)
-            for degree, harmonic in enumerate(geometry.harmonics)
-        ]
-        return cls(layout.edges(geometry.vectors, odd=True), harmonics)
 
-    def outer(self, degree: int) -> Float[Tensor, "batch atoms edges axes_orders"]:
+        def seen(values: Tensor, odd: bool) -> Tensor:
+            return layout.edges(values, odd).transpose(-1, -2).contiguous()
+
+        harmonics = [seen(each, degree % 2 == 1) for degree, each in enumerate(geometry.harmonics)]
+        return cls(seen(geometry.vectors, True), harmonics)
+
+    def outer(self, degree: int) -> Float[Tensor, "batch atoms axes_orders edges"]:
         """Products r_a Y_m, axes and orders in one index."""
-        return (self.vectors.unsqueeze(-1) * self.harmonics[degree].unsqueeze(-2)).flatten(3)
+        return (self.vectors.unsqueeze(3) * self.harmonics[degree].unsqueeze(2)).flatten(2, 3)
 
 
 class NodeFeatures(NamedTuple):

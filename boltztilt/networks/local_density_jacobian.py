@@ -64,52 +64,58 @@ def learned_jacobian(
 
     values_and_slopes = (layout.copies(each) for each in (passed.radial, radial_slope))
     edge_radial, edge_slope = (each.split(field.n_channels, -1) for each in values_and_slopes)
-    directions = around.vectors / layout.copies(geometry.distances[..., None])
-    turning = harmonic_gradients(field, layout.copies(geometry.softened[..., None]), around)
+    lengths, softened = (
+        layout.copies(each.unsqueeze(-1)).transpose(-1, -2)
+        for each in (geometry.distances, geometry.softened)
+    )
+    directions = around.vectors / lengths
+    turning = harmonic_gradients(field, softened, around)
     growth = density_gradients(edge_radial, edge_slope, directions, turning, around)
 
     node_slope = silu_slope(nodes.pre_activation) * (1 + passed.modulation.node_scale)
     slopes_of_edges = edge_slopes(edges, passed.modulation, geometry)
     pulled = pull_back_to_centres(field, gates, slopes_of_edges, layout)
     pull = pull_on_centres(field, pulled, edges, densities, around, layout)
-    by_order = [density.transpose(-1, -2) for density in densities]
     slopes = edge_gradients(
-        field, pulled, layout.copies(basis_slope), directions, by_order, turning
+        field, pulled, layout.copies(basis_slope), directions, densities, turning
     )
-    far = far_pulls(field, pulled, node_slope, by_order, around)
-    own = own_pulls(field, pulled, pull * node_slope.unsqueeze(2), by_order, around, nodes)
+    far = far_pulls(field, pulled, node_slope, densities, around)
+    own = own_pulls(field, pulled, pull * node_slope.unsqueeze(2), densities, around, nodes)
     jacobian = at_fixed_densities(passed.factors, slopes, around)
     jacobian = jacobian + through_densities(far, own, growth, around)
-    return LearnedPart(values, jacobian[:, :, :n_dims, :, :n_dims].flatten(3))
+    of_coordinates = jacobian[:, :, :n_dims, :n_dims].transpose(-1, -2).flatten(3)
+    return LearnedPart(values, of_coordinates)
 
 
 def harmonic_gradients(
-    field: LocalDensityField, softened: Tensor, around: Surroundings
-) -> list[Float[Tensor, "batch atoms edges 3 orders"]]:
+    field: LocalDensityField,
+    softened: Float[Tensor, "batch atoms 1 edges"],
+    around: Surroundings,
+) -> list[Float[Tensor, "batch atoms 3 orders edges"]]:
     """dY_lm(u)/dr_a by degree, for u = r / softened length."""
-    gradients = [torch.zeros_like(around.vectors).unsqueeze(-1)]
+    gradients = [torch.zeros_like(around.vectors).unsqueeze(3)]
     for degree in range(1, field.max_degree + 1):
         tensor = field.get_buffer(f"gradient_tensor_{degree}").to(softened)
-        turned = (around.harmonics[degree - 1] @ tensor.flatten(1)) / softened
+        turned = (tensor.flatten(1).T @ around.harmonics[degree - 1]) / softened
         faded = around.outer(degree) * (degree / softened.square())
-        gradients.append((turned - faded).unflatten(-1, (3, 2 * degree + 1)))
+        gradients.append((turned - faded).unflatten(2, (3, 2 * degree + 1)))
     return gradients
 
 
 def density_gradients(
     radial: Sequence[Tensor],
     radial_slope: Sequence[Tensor],
-    directions: Tensor,
+    directions: Float[Tensor, "batch atoms 3 edges"],
     turning: list[Tensor],
     around: Surroundings,
-) -> Float[Tensor, "batch atoms edges 3 densities"]:
+) -> Float[Tensor, "batch atoms 3 edges densities"]:
     """What the density of the centre gains as the vector of an edge grows along each axis."""
     by_degree = []
     for degree, gradient in enumerate(turning):
-        along = directions.unsqueeze(-1) * around.harmonics[degree].unsqueeze(-2)
-        grown = along.unsqueeze(-1) * radial_slope[degree][:, :, :, None, None]
-        turned = gradient.unsqueeze(-1) * radial[degree][:, :, :, None, None]
-        by_degree.append((DENSITY_SCALE * (grown + turned)).flatten(4))
+        along = directions.unsqueeze(3) * around.harmonics[degree].unsqueeze(2)
+        along, turned = (each.transpose(-1, -2).unsqueeze(-1) for each in (along, gradient))
+        slope, value = (each[degree][:, :, None, :, None] for each in (radial_slope, radial))
+        by_degree.append((DENSITY_SCALE * (along * slope + turned * value)).flatten(4))
     return torch.cat(by_degree, -1)
 
 
@@ -117,19 +123,19 @@ def edge_gradients(
     field: LocalDensityField,
     pulled: PulledBack,
     basis_slope: Tensor,
-    directions: Tensor,
+    directions: Float[Tensor, "batch atoms 3 edges"],
     densities: list[Tensor],
     turning: list[Tensor],
-) -> Float[Tensor, "batch atoms edges 3"]:
+) -> Float[Tensor, "batch atoms 3 edges"]:
     """Gradient of phi_ik by the vector of its edge, at fixed densities."""
     stretch = ((pulled.inputs @ field.edge_radial.weight) * basis_slope).sum(-1)
-    total = stretch.unsqueeze(-1) * directions
+    total = stretch.unsqueeze(2) * directions
     weights = pulled.projections.split(field.n_channels, -1)
     for degree, (weight, density) in enumerate(zip(weights, densities, strict=True)):
-        of_centre = weight @ density.transpose(-1, -2)
-        of_other = (weight.transpose(1, 2) @ density.transpose(-1, -2)).transpose(1, 2)
+        of_centre = density @ weight.transpose(-1, -2)
+        of_other = (density @ weight.permute(0, 2, 3, 1)).transpose(1, 3)
         seen = (of_centre + (-1) ** degree * of_other) * (2 * degree + 1) ** -0.5
-        total = total + (turning[degree] * seen.unsqueeze(-2)).sum(-1)
+        total = total + (turning[degree] * seen.unsqueeze(2)).sum(3)
     return total
 
 
@@ -147,7 +153,7 @@ def far_pulls(
     projected = pulled.projections.transpose(1, 2).split(field.n_channels, -1)
     # the edge as the other end sees it has the harmonic Y(u_ki)
     for degree, (weight, harmonic) in enumerate(zip(projected, around.harmonics, strict=True)):
-        seen = weight.unsqueeze(-2) * harmonic.unsqueeze(-1)
+        seen = weight.unsqueeze(-2) * harmonic.transpose(-1, -2).unsqueeze(-1)
         by_degree[degree] = by_degree[degree] + (2 * degree + 1) ** -0.5 * seen
     return torch.cat([each.flatten(3) for each in by_degree], -1)
 
@@ -165,7 +171,7 @@ def own_pulls(
     by_degree = through_invariants(field, weights, [each.unsqueeze(2) for each in densities])
     projected = pulled.projections.split(field.n_channels, -1)
     for degree, weight in enumerate(projected):
-        seen = (around.outer(degree).transpose(-1, -2) @ weight).unflatten(2, (3, -1))
+        seen = (around.outer(degree) @ weight).unflatten(2, (3, -1))
         by_degree[degree] = by_degree[degree] + (2 * degree + 1) ** -0.5 * seen
     identity = torch.eye(3, dtype=pull.dtype, device=pull.device)
     by_degree[1] = by_degree[1] + identity.unsqueeze(-1) * nodes.vector_weights[:, :, None, None]
@@ -188,37 +194,36 @@ def through_invariants(
 
 def at_fixed_densities(
     phi: Float[Tensor, "batch atoms edges"],
-    slopes: Float[Tensor, "batch atoms edges 3"],
+    slopes: Float[Tensor, "batch atoms 3 edges"],
     around: Surroundings,
-) -> Float[Tensor, "batch atoms 3 atoms 3"]:
-    """d/dx_j of sum_k phi_ik r_ik through the vectors r_ik, `(batch, i, axis, j, axis of x_j)`.
+) -> Float[Tensor, "batch atoms 3 3 atoms"]:
+    """d/dx_j of sum_k phi_ik r_ik through the vectors r_ik, `(batch, i, axis, axis of x_j, j)`.
 
     The vector of an edge grows with its centre, and shrinks with its other end; phi_ii is zero.
     """
     identity = torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
     axes = torch.eye(3, dtype=phi.dtype, device=phi.device)
-    edge = around.vectors.unsqueeze(-1) * slopes.unsqueeze(-2)
-    edge = edge + phi[..., None, None] * axes
-    whole = identity[:, :, None, None] * edge.sum(2, keepdim=True) - edge
-    return whole.transpose(2, 3)
+    edge = around.vectors.unsqueeze(3) * slopes.unsqueeze(2)
+    edge = edge + phi[:, :, None, None] * axes.unsqueeze(-1)
+    return identity[:, None, None] * edge.sum(-1, keepdim=True) - edge
 
 
 def through_densities(
     far: Float[Tensor, "batch others centres densities"],
     own: Float[Tensor, "batch atoms 3 densities"],
-    growth: Float[Tensor, "batch atoms edges 3 densities"],
+    growth: Float[Tensor, "batch atoms 3 edges densities"],
     around: Surroundings,
-) -> Float[Tensor, "batch atoms 3 atoms 3"]:
+) -> Float[Tensor, "batch atoms 3 3 atoms"]:
     """sum_k dv_i/dA_k dA_k/dx_j: A_k gains with its own position what it loses with the others'."""
     n_atoms = far.shape[1]
     identity = torch.eye(n_atoms, dtype=far.dtype, device=far.device)
     both = torch.cat([far, own], 2)
-    changes = growth.flatten(2, 3) @ both.transpose(-1, -2)  # (batch, k, (j, axis), i or own axis)
-    others, of_itself = changes.split([n_atoms, 3], -1)
-    gained = changes.unflatten(2, (n_atoms, 3)).sum(2)
-    itself, of_own = gained.split([n_atoms, 3], -1)
-    lost = around.vectors.transpose(-1, -2) @ others.permute(0, 3, 1, 2)  # sum over k
-    lost = lost + of_itself.transpose(-1, -2)
-    won = around.vectors.unsqueeze(-1) * itself.permute(0, 3, 1, 2).unsqueeze(-2)
-    won = won + identity[:, :, None, None] * of_own.transpose(-1, -2).unsqueeze(2)
-    return won.transpose(2, 3) - lost.unflatten(-1, (n_atoms, 3))
+    # (batch, k, i or own axis, (axis of x_j, j)): rows as the sum over k wants them, without a copy
+    changes = both @ growth.flatten(2, 3).transpose(-1, -2)
+    others, of_itself = changes.split([n_atoms, 3], 2)
+    itself, of_own = changes.unflatten(-1, (3, n_atoms)).sum(-1).split([n_atoms, 3], 2)
+    lost = around.vectors @ others.transpose(1, 2)  # sum over k
+    lost = (lost + of_itself).unflatten(-1, (3, n_atoms))
+    won = around.vectors.unsqueeze(3) * itself.permute(0, 2, 3, 1).unsqueeze(2)
+    won = won + identity[:, None, None] * of_own.unsqueeze(-1)
+    return won - lost

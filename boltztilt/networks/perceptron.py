@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from boltztilt.networks.time_features import TimeFeatures
 from boltztilt.sampling.divergence import brute_force_divergence
+from boltztilt.sampling.flow import resting_rate
 
 
 class Perceptron(nn.Module):
@@ -38,9 +39,8 @@ class Perceptron(nn.Module):
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity of each configuration at its time."""
         inputs = torch.cat([positions.flatten(1), self.time_features(times)], dim=-1)
-        noise = 1 - times
-        skip = (times - noise) / (times.square() + noise.square())
-        return skip[:, None, None] * positions + self.layers(inputs).view_as(positions)
+        skip = resting_rate(times)[:, None, None]
+        return skip * positions + self.layers(inputs).view_as(positions)
 
     def velocity_and_divergence(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]

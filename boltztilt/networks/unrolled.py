@@ -8,31 +8,36 @@ learned.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from boltztilt.geometry import remove_mean
+from boltztilt.geometry import centring_matrix, remove_mean
 from boltztilt.networks.atom_kinds import Pairing
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.local_density_jacobian import has_jacobian, learned_jacobian
 from boltztilt.networks.time_features import TimeFeatures
 from boltztilt.sampling.divergence import brute_force_divergence
+from boltztilt.sampling.flow import Rates, Velocity, resting_rate
+from boltztilt.sampling.multistep import VelocityAndJacobian
 
 
 class UnrolledField(nn.Module):
     """Velocity of atoms from several local-density layers, each at the end point guessed so far.
 
-    With the first layer's velocity b_1(x, t), and for each further layer
+    From b_0 = 0, each layer makes the step
 
         X_k = x + (1-t) b_k                     the end point x1 as guessed so far
         N_k = x - t b_k                         the start x0 that belongs to it
-        Z_k = X_k + (1-t)² (N_k - X_k)          where the layer sees the atoms
+        Z_k = X_k + (1-t)² (N_k - X_k)          where the layer sees the atoms, x + t (1-t) b_k
         b_{k+1} = b_k + a_k(t) N_k + u_k(Z_k, t)
 
-    where u_k is the learned part of a `LocalDensityField`. Late, Z_k is the guess X_k with its
+    where u_k is the learned part of a `LocalDensityField`, a_0 the `resting_rate` of the field
+    between two equal Gaussians, and the other a_k are learned. Late, Z_k is the guess X_k with its
     bonds; early, when all guesses lie near the centre of mass, it keeps the noise that holds atoms
     apart, without which training is not stable. For the mean of x1 given x_t = t x1 + (1-t) x0, a
     layer is a step of gradient descent on U(X) + |x_t - t X|² / 2 (1-t)² with learned forces. A
@@ -69,23 +74,29 @@ class UnrolledField(nn.Module):
         nn.init.zeros_(self.pulls.bias)
 
     def forward(
-        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+        self,
+        times: Float[Tensor, "batch"],
+        positions: Float[Tensor, "batch atoms dims"],
+        step: Callable[..., Tensor] | None = None,
     ) -> Float[Tensor, "batch atoms dims"]:
-        """The velocity of each configuration at its time."""
-        layers: Any = self.layers
-        velocity = layers[0](times, positions)
-        for layer, pull in zip(layers[1:], self.pulls_at(times), strict=True):
-            start, seen = views(times, remove_mean(positions), velocity)
-            velocity = velocity + pull * start + layer.correction(times, seen)
+        """The velocity of each configuration at its time; `step` stands for `velocity_step`."""
+        step = step or velocity_step
+        centred = remove_mean(positions)
+        velocity = torch.zeros_like(centred)
+        for layer, pull in self.layers_with_pulls(times):
+            velocity = step(layer, times, pull, centred, velocity)
         return velocity
 
     def velocity_and_divergence(
-        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+        self,
+        times: Float[Tensor, "batch"],
+        positions: Float[Tensor, "batch atoms dims"],
+        step: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch"]]:
-        """The velocity and its exact divergence."""
+        """The velocity and its exact divergence; `step` as in `velocity_and_jacobian`."""
         if not self.has_jacobian:
             return brute_force_divergence(self, times, positions)
-        velocity, jacobian = self.velocity_and_jacobian(times, positions)
+        velocity, jacobian = self.velocity_and_jacobian(times, positions, step)
         return velocity, jacobian.diagonal(dim1=1, dim2=2).sum(-1)
 
     @property
@@ -95,31 +106,46 @@ class UnrolledField(nn.Module):
         return has_jacobian(layers[0])
 
     def velocity_and_jacobian(
-        self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
+        self,
+        times: Float[Tensor, "batch"],
+        positions: Float[Tensor, "batch atoms dims"],
+        step: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch coordinates coordinates"]]:
-        """The velocity and its derivatives by all coordinates, where `has_jacobian` is true."""
-        layers: Any = self.layers
-        centred = remove_mean(positions)
-        centred_rate = projection(positions)
-        skip, scale = (each[:, None, None] for each in layers[0].skip_and_scale(times))
-        learned = learned_jacobian(layers[0], times, positions)
-        velocity = layers[0].velocity(times, positions, learned.values)
-        jacobian = skip[..., None] * centred_rate + scale[..., None] * _centred(learned.jacobian)
-        for layer, pull in zip(layers[1:], self.pulls_at(times), strict=True):
-            start, seen = views(times, centred, velocity)
-            start_rate, seen_rate = views(times, centred_rate, jacobian)
-            learned = learned_jacobian(layer, times, seen)
-            scale = layer.skip_and_scale(times)[1][:, None, None]
-            velocity = velocity + pull * start + scale * remove_mean(learned.values)
-            change = torch.einsum(
-                "biaj,bjk->biak", _centred(learned.jacobian), seen_rate.flatten(1, 2)
-            )
-            jacobian = jacobian + pull[..., None] * start_rate + scale[..., None] * change
-        return velocity, jacobian.flatten(1, 2)
+        """The velocity and its derivatives by all coordinates, where `has_jacobian` is true.
 
-    def pulls_at(self, times: Float[Tensor, "batch"]) -> tuple[Float[Tensor, "batch 1 1"], ...]:
-        """a_k(t) of all layers but the first."""
-        return self.pulls(self.time_features(times))[:, :, None, None].unbind(1)
+        `step` stands for `jacobian_step`.
+        """
+        step = step or jacobian_step
+        centred = remove_mean(positions)
+        velocity = torch.zeros_like(centred)
+        jacobian = torch.zeros_like(centring_matrix(centred)).repeat(len(centred), 1, 1)
+        for layer, pull in self.layers_with_pulls(times):
+            velocity, jacobian = step(layer, times, pull, centred, velocity, jacobian)
+        return velocity, jacobian
+
+    def layers_with_pulls(
+        self, times: Float[Tensor, "batch"]
+    ) -> Iterator[tuple[LocalDensityField, Float[Tensor, "batch"]]]:
+        """The layers, each with a_k(t)."""
+        learned = self.pulls(self.time_features(times))
+        pulls = torch.cat([resting_rate(times).unsqueeze(1), learned], 1)
+        layers: Any = self.layers
+        return zip(layers, pulls.unbind(1), strict=True)
+
+    def with_steps(
+        self, compile: Callable[[Callable], Any]
+    ) -> tuple[Velocity, Rates, VelocityAndJacobian]:
+        """`forward`, `velocity_and_divergence` and `velocity_and_jacobian` by compiled steps.
+
+        `compile` is called for the step of a single layer, which is compiled once for all of them
+        and so in a fraction of the time that the whole field takes.
+        """
+        step, step_with_jacobian = compile(velocity_step), compile(jacobian_step)
+        return (
+            partial(self, step=step),
+            partial(self.velocity_and_divergence, step=step_with_jacobian),
+            partial(self.velocity_and_jacobian, step=step_with_jacobian),
+        )
 
     def started_from(self, first: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state of this field with the weights of a `LocalDensityField` in its first layer."""
@@ -127,24 +153,42 @@ class UnrolledField(nn.Module):
         return {**self.state_dict(), **placed}
 
 
+def velocity_step(
+    layer: LocalDensityField,
+    times: Float[Tensor, "batch"],
+    pull: Float[Tensor, "batch"],
+    centred: Float[Tensor, "batch atoms dims"],
+    velocity: Float[Tensor, "batch atoms dims"],
+) -> Float[Tensor, "batch atoms dims"]:
+    """b_{k+1} from b_k at positions of zero mean."""
+    start, seen = views(times, centred, velocity)
+    return velocity + pull[:, None, None] * start + layer.correction(times, seen)
+
+
+def jacobian_step(
+    layer: LocalDensityField,
+    times: Float[Tensor, "batch"],
+    pull: Float[Tensor, "batch"],
+    centred: Float[Tensor, "batch atoms dims"],
+    velocity: Float[Tensor, "batch atoms dims"],
+    jacobian: Float[Tensor, "batch coordinates coordinates"],
+) -> tuple[Float[Tensor, "batch atoms dims"], Float[Tensor, "batch coordinates coordinates"]]:
+    """b_{k+1} and its derivatives from those of b_k at positions of zero mean."""
+    start, seen = views(times, centred, velocity)
+    start_rate, seen_rate = views(times, centring_matrix(centred), jacobian)
+    learned = learned_jacobian(layer, times, seen)
+    scale, pull = (each[:, None, None] for each in (layer.skip_and_scale(times)[1], pull))
+    change = (learned.jacobian - learned.jacobian.mean(1, keepdim=True)).flatten(1, 2)
+    return (
+        velocity + pull * start + scale * remove_mean(learned.values),
+        jacobian + pull * start_rate + scale * (change @ seen_rate),
+    )
+
+
 def views(
     times: Float[Tensor, "batch"], positions: Tensor, velocity: Tensor
 ) -> tuple[Tensor, Tensor]:
     """N_k, and Z_k where the next layer sees the atoms; or their rates, given those of both."""
-    wide = times.view(-1, *[1] * (velocity.dim() - 1))
-    end, start = positions + (1 - wide) * velocity, positions - wide * velocity
-    return start, torch.lerp(end, start, (1 - wide).square())
-
-
-def projection(
-    positions: Float[Tensor, "batch atoms dims"],
-) -> Float[Tensor, "1 atoms dims coordinates"]:
-    """Rate of positions without their mean."""
-    n_atoms, n_dims = positions.shape[1:]
-    identity = torch.eye(n_atoms * n_dims, dtype=positions.dtype, device=positions.device)
-    return _centred(identity.view(1, n_atoms, n_dims, -1))
-
-
-def _centred(rates: Float[Tensor, "batch atoms dims coordinates"]) -> Tensor:
-    """Rates without those of the mean."""
-    return rates - rates.mean(1, keepdim=True)
+    wide = times[:, None, None]
+    start = positions - wide * velocity
+    return start, positions + wide * (1 - wide) * velocity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -23,6 +23,14 @@ def warped_grid(n_steps: int, power: float = 2.0) -> Float64[Tensor, "times"]:
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; a flow needs at least one step")
     return 1 - (1 - torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)) ** power
+
+
+Time = TypeVar("Time", float, Tensor)
+
+
+def resting_rate(times: Time) -> Time:
+    """The factor of x in the velocity between two equal Gaussians, dlog s/dt, s² = t² + (1-t)²."""
+    return (2 * times - 1) / (times**2 + (1 - times) ** 2)
 
 
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -36,7 +36,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from boltztilt.sampling.flow import FlowResult, Velocity, runge_kutta
+from boltztilt.geometry import centring_matrix
+from boltztilt.sampling.flow import FlowResult, Velocity, resting_rate, runge_kutta
 
 ORDERS = (2, 3)
 """The weights are the mean of those of these orders: the third alone is not stable where fields are
@@ -86,7 +87,7 @@ def _step(known: list[float], stop: float) -> Step:
     nodes = known[-used:][::-1]
     scale = _scale(stop)
     of_velocities = [scale * float(w) / _scale(t) for w, t in zip(weights, nodes, strict=True)]
-    of_positions = [-c * _scale_rate(t) for c, t in zip(of_velocities, nodes, strict=True)]
+    of_positions = [-c * resting_rate(t) for c, t in zip(of_velocities, nodes, strict=True)]
     of_positions[0] += scale / _scale(nodes[0])
     return Step(nodes[0], of_positions, of_velocities)
 
@@ -108,11 +109,6 @@ def _scale(time: float) -> float:
     return math.hypot(time, 1 - time)
 
 
-def _scale_rate(time: float) -> float:
-    """dlog s/dt."""
-    return (2 * time - 1) / _scale(time) ** 2
-
-
 def multistep_flow(
     velocity: Velocity,
     rates: VelocityAndJacobian | None,
@@ -129,7 +125,7 @@ def multistep_flow(
         Where the map folds, the change of log-density is infinite.
     """
     path, velocities = [positions], list[Tensor]()
-    centring = _centring(positions)
+    centring = centring_matrix(positions)
     tangents, tangent_rates = [centring.expand(len(positions), -1, -1)], list[Tensor]()
     for step in multistep(times):
         expanded = torch.full((len(positions),), step.time).to(positions)
@@ -160,7 +156,7 @@ def multistep_origin(
     structure whose path is not found within `MOST_ITERATIONS` has NaN for its change.
     """
     steps = multistep(times)
-    centring = _centring(ends)
+    centring = centring_matrix(ends)
     path = _flow_backwards(velocity, ends, times)
     change = torch.full((len(ends),), math.nan, dtype=torch.float64, device=ends.device)
     for _ in range(MOST_ITERATIONS):
@@ -203,21 +199,13 @@ def _flow_backwards(velocity: Velocity, ends: Tensor, times: Tensor) -> list[Ten
 
 def _log_determinant(
     tangents: Float[Tensor, "batch coordinates coordinates"],
-    centring: Float[Tensor, "1 coordinates coordinates"],
+    centring: Float[Tensor, "coordinates coordinates"],
 ) -> Float64[Tensor, "batch"]:
     """log det of the derivatives of centred positions by centred ones, -inf unless positive."""
     sign, logarithm = torch.linalg.slogdet((tangents + _mean_part(centring)).double())
     return torch.where(sign > 0, logarithm, -math.inf)
 
 
-def _centring(positions: Tensor) -> Float[Tensor, "1 coordinates coordinates"]:
-    """The matrix that removes the mean of positions."""
-    n_atoms, n_dims = positions.shape[1:]
-    axes = torch.eye(n_dims, dtype=positions.dtype, device=positions.device)
-    atoms = torch.eye(n_atoms, dtype=positions.dtype, device=positions.device) - 1 / n_atoms
-    return torch.kron(atoms, axes).unsqueeze(0)
-
-
 def _mean_part(centring: Tensor) -> Tensor:
-    """What `_centring` removes: without it a determinant would be zero."""
+    """What centring removes: without it a determinant would be zero."""
     return torch.eye(centring.shape[-1], dtype=centring.dtype, device=centring.device) - centring

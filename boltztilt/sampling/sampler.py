@@ -19,7 +19,6 @@ from boltztilt.checkpoint import load_weights, save_weights
 from boltztilt.geometry import remove_mean
 from boltztilt.hardware import fast_products, structures_at_once
 from boltztilt.networks.build import build_network
-from boltztilt.networks.compilation import compiled
 from boltztilt.parallel import in_threads, share_size
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.flow import FlowResult, warped_grid
@@ -351,14 +350,7 @@ class Sampler:
         wanted = work > WORTH_COMPILING if self.compile is None else self.compile
         wanted = wanted and solver != "dopri5"
         if wanted not in self._compiled:
-            exact: Any = self.field
-            mapped = getattr(self.field, "has_jacobian", False)
-            self._compiled[wanted] = FieldRates(
-                compiled(self.field, self.field, wanted),
-                compiled(exact.velocity_and_divergence, self.field, wanted),
-                compiled(exact.velocity_and_jacobian, self.field, wanted) if mapped else None,
-                wanted,
-            )
+            self._compiled[wanted] = FieldRates.of(self.field, wanted)
         return self._compiled[wanted]
 
     def transferred(self, system: System, **network: Any) -> Sampler:

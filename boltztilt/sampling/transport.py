@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import FlowResult, Rates, Velocity, integrate, integrate_dopri5
 from boltztilt.sampling.multistep import VelocityAndJacobian, multistep_flow, multistep_origin
@@ -21,6 +23,14 @@ class FieldRates(NamedTuple):
     velocity_and_divergence: Rates
     velocity_and_jacobian: VelocityAndJacobian | None
     compiled: bool
+
+    @classmethod
+    def of(cls, field: Any, wanted: bool) -> FieldRates:
+        """The field through torch.compile if wanted, else as it is."""
+        compile = partial(compiled, network=field, wanted=wanted)
+        if getattr(field, "has_jacobian", False):
+            return cls(*field.with_steps(compile), wanted)
+        return cls(compile(field), compile(field.velocity_and_divergence), None, wanted)
 
     def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
         return self.velocity(times, positions)
