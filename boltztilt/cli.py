@@ -180,10 +180,7 @@ def sample(
         without = "--stochastic" if stochastic else "--no-density"
         raise ValueError(f"--resample draws by weight: it cannot be used with {without}")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
-    if stochastic:
-        sampler.check_stochastic(solver)
-    else:
-        sampler.checked_solver(solver)
+    sampler.check(solver, stochastic)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
@@ -380,10 +377,7 @@ def evaluate(
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
     sampler = open_sampler(target, device)
-    if stochastic:
-        sampler.check_stochastic(solver)
-    else:
-        sampler.checked_solver(solver)
+    sampler.check(solver, stochastic)
     folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:

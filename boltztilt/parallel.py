@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from boltztilt.hardware import n_workers, structures_at_once
+from boltztilt.hardware import keep_freed_memory, n_workers, structures_at_once
 
 Result = TypeVar("Result")
 
@@ -104,6 +104,7 @@ def _tasks() -> _Tasks:
 @lru_cache(maxsize=1)
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     """Threads whose operations stay on them, while those of other threads are as they were."""
+    keep_freed_memory()
     pool = ThreadPoolExecutor(n_threads, "boltztilt")
     started = threading.Barrier(n_threads + 1)
     for _ in range(n_threads):

@@ -86,6 +86,28 @@ for found, case in zip(in_threads(tasks, torch.device("cpu")), cases, strict=Tru
 """
 
 
+# all layers of a field share what is compiled for one of them
+LAYERS = """
+import torch
+from functools import partial
+from torch._dynamo.utils import counters
+from boltztilt.networks.compilation import compiled
+from boltztilt.networks.unrolled import UnrolledField
+
+torch.manual_seed(0)
+field = UnrolledField(3, n_hidden=8, n_channels=3, max_degree=1).requires_grad_(False)
+for parameter in field.parameters():
+    parameter += 0.1 * torch.randn(parameter.shape)
+times, positions = torch.tensor([0.7]), torch.randn(1, 5, 3)
+_, _, jacobian = field.with_steps(partial(compiled, network=field, wanted=True))
+found = jacobian(times, positions)
+assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
+expected = field.velocity_and_jacobian(times, positions)
+torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+assert expected[1].abs().max() > 0.1
+"""
+
+
 # a compiler that refuses everything, as where headers are missing
 FAILURE = """
 import warnings
@@ -114,7 +136,9 @@ def test_failing_compiler_warns_once_and_goes_on_without(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [COMPARISON, THREADS], ids=["values", "threads"])
+@pytest.mark.parametrize(
+    "script", [COMPARISON, THREADS, LAYERS], ids=["values", "threads", "layers"]
+)
 def test_compiled_field_gives_the_same_numbers(script):
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")

@@ -1,13 +1,16 @@
-"""Products of matrices: who computes them, and that they stay as exact as they were."""
+"""Products of matrices: who computes them, and that they stay as exact as they were; memory."""
+
+import platform
+import resource
 
 import pytest
 import torch
 
 from boltztilt import hardware
-from boltztilt.hardware import fast_products
+from boltztilt.hardware import fast_products, keep_freed_memory
 
 settings = getattr(torch.backends.mkldnn, "matmul", None)
-pytestmark = pytest.mark.skipif(
+needs_choice = pytest.mark.skipif(
     not hasattr(settings, "fp32_precision"), reason="this torch has no choice of libraries"
 )
 
@@ -24,6 +27,7 @@ def as_amd(monkeypatch):
     hardware._onednn_is_faster.cache_clear()
 
 
+@needs_choice
 def test_products_are_as_exact_as_single_precision(generator):
     left, right = (torch.randn(20, 100, 100, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
@@ -36,6 +40,7 @@ def test_products_are_as_exact_as_single_precision(generator):
     )
 
 
+@needs_choice
 def test_settings_are_put_back_after_an_error(as_amd):
     as_amd("AuthenticAMD")
     before = settings.fp32_precision
@@ -44,6 +49,7 @@ def test_settings_are_put_back_after_an_error(as_amd):
     assert settings.fp32_precision == before
 
 
+@needs_choice
 def test_other_processors_keep_their_library(as_amd):
     as_amd("GenuineIntel")
     before = settings.fp32_precision
@@ -51,6 +57,7 @@ def test_other_processors_keep_their_library(as_amd):
         assert settings.fp32_precision == before
 
 
+@needs_choice
 def test_a_library_that_rounds_is_not_used(as_amd, monkeypatch):
     as_amd("AuthenticAMD")
     multiply = torch.Tensor.__matmul__
@@ -63,3 +70,22 @@ def test_a_library_that_rounds_is_not_used(as_amd, monkeypatch):
     before = settings.fp32_precision
     with fast_products():
         assert settings.fp32_precision == before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_not_asked_for_again():
+    def pages_touched_first() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            torch.ones(2_000_000)  # 8 MB, 2,000 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    pages_touched_first()
+    assert pages_touched_first() < 5_000
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(hardware.ctypes, "CDLL", None)
+    keep_freed_memory()

@@ -9,6 +9,7 @@ from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.multistep import (
+    MappedField,
     adams_bashforth,
     multistep_flow,
     multistep_origin,
@@ -32,8 +33,12 @@ def starts(n: int, seed: int = 0) -> torch.Tensor:
     return BASE.sample(n, torch.Generator().manual_seed(seed)).double()
 
 
-def linear(rate: float):
-    """The field b = rate x, and the same with its Jacobian."""
+def mapped(field: UnrolledField, starts_at_rest: bool = False) -> MappedField:
+    return MappedField(field, field.velocity_and_jacobian, starts_at_rest)
+
+
+def linear(rate: float) -> MappedField:
+    """The field b = rate x."""
 
     def velocity(times, positions):
         return rate * positions
@@ -43,7 +48,7 @@ def linear(rate: float):
         jacobian = rate * torch.eye(coordinates, dtype=positions.dtype)
         return rate * positions, jacobian.expand(len(positions), -1, -1)
 
-    return velocity, rates
+    return MappedField(velocity, rates)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +76,16 @@ def test_flow_between_equal_gaussians_is_exact_in_two_steps():
         return ((2 * times - 1) / scale)[:, None, None] * positions
 
     positions = starts(3)
-    ends = multistep_flow(velocity, None, positions, warped_grid(2)).positions
+    ends = multistep_flow(MappedField(velocity), positions, warped_grid(2)).positions
     torch.testing.assert_close(ends, positions, rtol=0, atol=1e-14)
 
 
 def test_density_is_that_of_the_map(field):
     positions, times = starts(3), warped_grid(5)
-    found = multistep_flow(field, field.velocity_and_jacobian, positions, times)
+    found = multistep_flow(mapped(field), positions, times)
 
     def coordinates_of_end(start):
-        return multistep_flow(field, None, start.unsqueeze(0), times).positions.flatten()
+        return multistep_flow(MappedField(field), start.unsqueeze(0), times).positions.flatten()
 
     averaging = torch.kron(torch.full((5, 5), 0.2), torch.eye(3)).double()
     centring = torch.eye(15).double() - averaging
@@ -93,8 +98,8 @@ def test_density_is_that_of_the_map(field):
 
 def test_structures_are_the_same_with_and_without_density(field):
     positions, times = starts(3), warped_grid(4)
-    without = multistep_flow(field, None, positions, times)
-    found = multistep_flow(field, field.velocity_and_jacobian, positions, times)
+    without = multistep_flow(MappedField(field), positions, times)
+    found = multistep_flow(mapped(field), positions, times)
     torch.testing.assert_close(without.positions, found.positions)
     assert (without.log_density_change == 0).all()
 
@@ -104,7 +109,7 @@ def test_the_map_approaches_the_flow_with_the_second_power_of_the_step(field):
     exact = integrate(field, positions, warped_grid(80))
     errors = []
     for n_steps in (20, 40):
-        found = multistep_flow(field, field.velocity_and_jacobian, positions, warped_grid(n_steps))
+        found = multistep_flow(mapped(field), positions, warped_grid(n_steps))
         away = (found.positions - exact.positions).square().mean().sqrt()
         change = (found.log_density_change - exact.log_density_change).square().mean().sqrt()
         errors.append(torch.stack([away, change]))
@@ -114,16 +119,45 @@ def test_the_map_approaches_the_flow_with_the_second_power_of_the_step(field):
 
 def test_origins_are_found_again(field):
     positions, times = starts(4, seed=1), warped_grid(6)
-    ahead = multistep_flow(field, field.velocity_and_jacobian, positions, times)
-    back = multistep_origin(field, field.velocity_and_jacobian, ahead.positions, times)
+    ahead = multistep_flow(mapped(field), positions, times)
+    back = multistep_origin(mapped(field), ahead.positions, times)
     torch.testing.assert_close(back.positions, positions, rtol=0, atol=1e-6)
     torch.testing.assert_close(back.log_density_change, ahead.log_density_change, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("with_density", [True, False])
+def test_a_field_that_starts_at_rest_is_not_asked_there(with_density, field):
+    """The first step then keeps x / s(t), and the map has the density of the steps it makes."""
+    asked = []
+
+    def velocity(times, positions):
+        asked.append(times[0].item())
+        return field(times, positions)
+
+    def rates(times, positions):
+        asked.append(times[0].item())
+        return field.velocity_and_jacobian(times, positions)
+
+    positions, times = starts(4, seed=1), warped_grid(6)
+    rested = MappedField(velocity, rates if with_density else None, starts_at_rest=True)
+    found = multistep_flow(rested, positions, times)
+    assert asked == times[1:-1].tolist()
+    first = multistep_flow(rested, positions, times[:2]).positions
+    scale = torch.hypot(times[1], 1 - times[1])
+    torch.testing.assert_close(first, scale * positions)
+    if with_density:
+        back = multistep_origin(mapped(field, starts_at_rest=True), found.positions, times)
+        torch.testing.assert_close(back.positions, positions, rtol=0, atol=1e-6)
+        change = found.log_density_change
+        torch.testing.assert_close(back.log_density_change, change, rtol=0, atol=2e-3)
+    away = (found.positions - multistep_flow(mapped(field), positions, times).positions).abs().max()
+    assert away > 0.01
+
+
 def test_origins_belong_to_the_map_and_not_to_the_flow(field):
     ends, times = starts(4, seed=2), warped_grid(4)
-    found = multistep_origin(field, field.velocity_and_jacobian, ends, times)
-    again = multistep_flow(field, field.velocity_and_jacobian, found.positions, times)
+    found = multistep_origin(mapped(field), ends, times)
+    again = multistep_flow(mapped(field), found.positions, times)
     torch.testing.assert_close(again.positions, ends, rtol=0, atol=1e-6)
     flow = integrate(field, ends, warped_grid(40).flip(0), with_density=False)
     assert (flow.positions - found.positions).abs().max() > 0.01
@@ -131,10 +165,10 @@ def test_origins_belong_to_the_map_and_not_to_the_flow(field):
 
 def test_ends_beyond_a_fold_get_an_infinite_density():
     """One step from x to x + 1 (b - x dlog s/dt) = -4 x turns an odd number of coordinates."""
-    velocity, rates = linear(-6.0)
-    found = multistep_flow(velocity, rates, starts(2)[:, :2, :1], warped_grid(1))
+    field = linear(-6.0)
+    found = multistep_flow(field, starts(2)[:, :2, :1], warped_grid(1))
     assert torch.isposinf(found.log_density_change).all()
-    even = multistep_flow(velocity, rates, starts(2)[:, :3, :1], warped_grid(1))
+    even = multistep_flow(field, starts(2)[:, :3, :1], warped_grid(1))
     expected = torch.full((2,), -2 * math.log(4), dtype=torch.float64)
     torch.testing.assert_close(even.log_density_change, expected)
 
@@ -151,7 +185,7 @@ def test_an_end_that_the_map_does_not_reach_has_no_density():
         return rates(times, positions)[0]
 
     ends = torch.tensor([[[2.0], [-2.0]], [[0.5], [-0.5]]], dtype=torch.float64)
-    found = multistep_origin(velocity, rates, ends, warped_grid(1))
+    found = multistep_origin(MappedField(velocity, rates), ends, warped_grid(1))
     assert found.log_density_change[0].isnan()
     expected = math.atanh(0.5) / 3
     assert found.positions[1, 0].item() == pytest.approx(expected, abs=1e-6)

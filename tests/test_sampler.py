@@ -56,14 +56,14 @@ def exact_sampler(centered: bool = True) -> Sampler:
     return Sampler(system, Contraction(system), {"n_energy": 17})
 
 
-def rough_sampler(system: System) -> Sampler:
+def rough_sampler(system: System, network: dict = NETWORK, roughness: float = 0.1) -> Sampler:
     """A small network off its start: no good sampler, but all its numbers are defined."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        field = build_network(NETWORK, system)
+        field = build_network(network, system)
         for parameter in field.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape)
-    return Sampler(system, field, {"system": system.name, "recipe": {"network": NETWORK}})
+            parameter.data += roughness * torch.randn(parameter.shape)
+    return Sampler(system, field, {"system": system.name, "recipe": {"network": network}})
 
 
 @pytest.fixture
@@ -107,14 +107,29 @@ def test_log_density_of_samples_is_found_again_backwards(solver):
 
 def mapped_sampler() -> Sampler:
     """A small unrolled field off its start, whose Jacobian is known."""
-    system = System("well", Harmonic(n_atoms=4, stiffness=1.2))
     network = {"kind": "unrolled", "n_layers": 2, "n_hidden": 8, "n_channels": 3}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        field = build_network(network, system)
-        for parameter in field.parameters():
-            parameter.data += 0.05 * torch.randn(parameter.shape)
-    return Sampler(system, field, {"system": system.name, "recipe": {"network": network}})
+    return rough_sampler(System("well", Harmonic(n_atoms=4, stiffness=1.2)), network, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"coupling": "independent"}, True),
+        ({"coupling": "independent", "likelihood_steps": 5}, False),
+        ({"coupling": "aligned"}, False),
+        ({}, False),
+    ],
+)
+def test_only_means_of_independent_pairs_start_at_rest(recipe, expected, monkeypatch):
+    sampler = mapped_sampler()
+    sampler.metadata["recipe"] |= recipe
+    asked = []
+    forward = sampler.field.forward
+    monkeypatch.setattr(
+        sampler.field, "forward", lambda t, x, step=None: asked.append(float(t[0])) or forward(t, x)
+    )
+    sampler.sample(1, n_steps=3, with_density=False)
+    assert (0.0 not in asked) == expected
 
 
 def test_fields_with_a_jacobian_are_sampled_in_many_steps_of_one_evaluation():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from boltztilt.networks.local_density import LocalDensityField
-from boltztilt.networks.unrolled import UnrolledField
+from boltztilt.networks.unrolled import UnrolledField, jacobian_step, velocity_step
 from boltztilt.testing import jittered_lattice, random_rotation
 
 EXACT = 1e-9
@@ -92,6 +92,28 @@ def test_every_layer_reaches_two_neighbours_farther(n_layers, farthest, generato
     change = (field(late, pushed) - field(late, row))[0]
     felt = (change - change[-1]).norm(dim=-1) > 1e-12  # all of them feel the mean
     assert felt.nonzero().flatten().tolist() == list(range(farthest + 1))
+
+
+def test_steps_of_all_layers_may_be_one_compiled_function(generator):
+    field, positions = unrolled(3), lattice(generator)
+    passed = []
+
+    def compile(function):
+        def recorded(layer, *inputs):
+            passed.append((function, [each.stride() for each in inputs]))
+            return function(layer, *inputs)
+
+        return recorded
+
+    velocity, divergence, jacobian = field.with_steps(compile)
+    expected = field.velocity_and_jacobian(TIMES, positions)
+    torch.testing.assert_close(velocity(TIMES, positions), expected[0])
+    torch.testing.assert_close(jacobian(TIMES, positions), expected)
+    expected = field.velocity_and_divergence(TIMES, positions)
+    torch.testing.assert_close(divergence(TIMES, positions), expected)
+    assert [function for function, _ in passed] == 3 * [velocity_step] + 6 * [jacobian_step]
+    # code compiles anew for other strides
+    assert len({tuple(strides) for _, strides in passed}) == 2
 
 
 def test_a_single_layer_is_refused():

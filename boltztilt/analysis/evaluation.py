@@ -64,20 +64,18 @@ def evaluate(
         stochastic=stochastic,
         solver=solver,
     )
-    reference_log_weights = None
+    reference_log_weights, lost = None, 0
     if ensemble.has_weights:
-        reference_log_weights = log_weights_at(
+        found = log_weights_at(
             sampler, reference, n_reference, n_steps, solver, lambda done: advance(n + done)
         )
-        if len(reference_log_weights) < n_reference:
-            ensemble.info["reference_lost"] = n_reference - len(reference_log_weights)
-        if len(reference_log_weights) == 0:
-            reference_log_weights = None
+        reference_log_weights, lost = found if len(found) > 0 else None, n_reference - len(found)
     floors = NoiseFloors(seed)
     compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {
         **_inserted(ensemble.report(), "ess", basins),
+        **({"reference_lost": lost} if lost > 0 else {}),
         **weight_figures(sampler, ensemble, reference_log_weights),
         **compared,
         "device": str(next(sampler.field.parameters()).device),
@@ -103,8 +101,8 @@ def evaluate(
                 ensemble.ess,
             )
         if refined is not None:
-            found = comparison_figures(refined, reference, report["refined"])
-            figures |= {f"refined_{name}": figure for name, figure in found.items()}
+            after = comparison_figures(refined, reference, report["refined"])
+            figures |= {f"refined_{name}": figure for name, figure in after.items()}
         write_evaluation(Path(out), report, figures)
     return report
 

@@ -15,6 +15,13 @@ from boltztilt.parallel import finish_alone
 
 Compilable = TypeVar("Compilable", bound=Callable)
 
+ON_PROCESSORS: Any = {
+    "cpp_wrapper": True,  # a thread must not hold Python's lock
+    "cpp.threads": 1,  # each runs the whole function alone
+    "realize_reads_threshold": 2,  # what two others read is not computed twice: 6 % of a Jacobian
+}
+"""Options of torch.compile."""
+
 
 def compiled(function: Compilable, network: nn.Module, wanted: bool) -> Compilable:
     """The network, or a function of it or its layers, through torch.compile if wanted.
@@ -43,9 +50,7 @@ def compiled_for(function: Compilable, device: torch.device) -> Compilable:
         return function
     # the compiler's own use of functions that torch deprecates concerns nobody else
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-    # on a processor each thread runs the whole function alone, and must not hold Python's lock
-    options: Any = None if on_gpu else {"cpp_wrapper": True, "cpp.threads": 1}
-    fast = torch.compile(function, dynamic=False, options=options)
+    fast = torch.compile(function, dynamic=False, options=None if on_gpu else ON_PROCESSORS)
     return cast(Compilable, Compiled(fast, function, device))
 
 

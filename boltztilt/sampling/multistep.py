@@ -109,44 +109,66 @@ def _scale(time: float) -> float:
     return math.hypot(time, 1 - time)
 
 
+class MappedField(NamedTuple):
+    """The field as the steps call it.
+
+    Attributes:
+        velocity: the velocity, which has no mean.
+        rates: the velocity with its Jacobian, by which densities come.
+        starts_at_rest: take the field between two equal Gaussians at the first time, without a call
+            of the network: at t = 0 that is the mean of x1 - x0 given x0 of independent pairs.
+    """
+
+    velocity: Velocity
+    rates: VelocityAndJacobian | None = None
+    starts_at_rest: bool = False
+
+    def velocity_at(self, k: int, time: float, positions: Tensor) -> Tensor:
+        """The velocity in step `k`."""
+        if k == 0 and self.starts_at_rest:
+            return resting_rate(time) * positions
+        return self.velocity(positions.new_full((len(positions),), time), positions)
+
+    def rates_at(self, k: int, time: float, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity and its Jacobian in step `k`."""
+        assert self.rates is not None
+        if k == 0 and self.starts_at_rest:
+            rate = resting_rate(time)
+            jacobian = rate * centring_matrix(positions)
+            return rate * positions, jacobian.expand(len(positions), -1, -1)
+        return self.rates(positions.new_full((len(positions),), time), positions)
+
+
 def multistep_flow(
-    velocity: Velocity,
-    rates: VelocityAndJacobian | None,
+    field: MappedField,
     positions: Float[Tensor, "batch atoms dims"],
     times: Float64[Tensor, "times"],
 ) -> FlowResult:
     """Positions of zero mean carried over the grid of times, with the change of their log-density.
 
-    Args:
-        velocity: the field, whose velocity has no mean.
-        rates: the field with its Jacobian, by which densities come; None leaves their changes zero.
-
-    Returns:
-        Where the map folds, the change of log-density is infinite.
+    Without `rates` of the field the change is zero; where the map folds, it is infinite.
     """
     path, velocities = [positions], list[Tensor]()
     centring = centring_matrix(positions)
     tangents, tangent_rates = [centring.expand(len(positions), -1, -1)], list[Tensor]()
-    for step in multistep(times):
-        expanded = torch.full((len(positions),), step.time).to(positions)
-        if rates is None:
-            velocities.append(velocity(expanded, path[-1]))
+    for k, step in enumerate(multistep(times)):
+        if field.rates is None:
+            velocities.append(field.velocity_at(k, step.time, path[-1]))
         else:
-            moved, jacobian = rates(expanded, path[-1])
+            moved, jacobian = field.rates_at(k, step.time, path[-1])
             velocities.append(moved)
             tangent_rates.append(jacobian @ tangents[-1])
             tangents.append(step(tangents, tangent_rates))
         path.append(step(path, velocities))
         for known in (path, velocities, tangents, tangent_rates):
             del known[: -max(ORDERS)]
-    if rates is None:
+    if field.rates is None:
         return FlowResult(path[-1], torch.zeros(len(positions), dtype=torch.float64))
     return FlowResult(path[-1], -_log_determinant(tangents[-1], centring))
 
 
 def multistep_origin(
-    velocity: Velocity,
-    rates: VelocityAndJacobian,
+    field: MappedField,
     ends: Float[Tensor, "batch atoms dims"],
     times: Float64[Tensor, "times"],
 ) -> FlowResult:
@@ -157,7 +179,7 @@ def multistep_origin(
     """
     steps = multistep(times)
     centring = centring_matrix(ends)
-    path = _flow_backwards(velocity, ends, times)
+    path = _flow_backwards(field.velocity, ends, times)
     change = torch.full((len(ends),), math.nan, dtype=torch.float64, device=ends.device)
     for _ in range(MOST_ITERATIONS):
         velocities, rates_of_tangents = list[Tensor](), list[Tensor]()
@@ -165,8 +187,7 @@ def multistep_origin(
         # derivatives by the start, and beside them how far the path misses by its own steps
         tangents = [torch.cat([centring.expand(len(ends), -1, -1), no_miss], -1)]
         for k, step in enumerate(steps):
-            expanded = torch.full((len(ends),), step.time).to(ends)
-            moved, jacobian = rates(expanded, path[k])
+            moved, jacobian = field.rates_at(k, step.time, path[k])
             velocities.append(moved)
             rates_of_tangents.append(jacobian @ tangents[-1])
             following = step(tangents, rates_of_tangents)

@@ -43,6 +43,9 @@ STOCHASTIC_ROUNDS = 25
 WORTH_COMPILING = 1.5e7
 """Solver steps times pairs of atoms times layers from which on compilation pays."""
 
+CONDITIONAL_MEAN = {"coupling": "independent", "likelihood_steps": 0}
+"""Entries of the recipes by which a field becomes the mean of x1 - x0 given x_t, x0 independent."""
+
 SOLVERS = ("multistep", "rk4", "dopri5")
 Progress = Callable[[int, int], None]
 
@@ -102,26 +105,24 @@ class Sampler:
         """
         if n < 1:
             raise ValueError(f"n is {n}; sample at least 1 structure")
-        if stochastic:
-            self.check_stochastic(solver)
-            with_density = False
-            n_steps = STOCHASTIC_ROUNDS if n_steps is None else n_steps
-        solver = self.checked_solver(solver)
-        if n_steps is None:
-            n_steps = self.default_steps(solver, with_density)
+        self.check(solver, stochastic)
         started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
         if stochastic:
+            with_density = False
+            n_steps = STOCHASTIC_ROUNDS if n_steps is None else n_steps
             ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
         else:
+            solver = self.checked_solver(solver)
+            n_steps = self.default_steps(solver, with_density) if n_steps is None else n_steps
             times = self.time_grid(n_steps, solver)
             ends = self._transport(starts, times, batch_size, with_density, solver, progress)
         positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
         energies = self.system.potential.energy(positions)
         info = {
             "seed": seed,
-            "solver": None if stochastic else solver,
+            "solver": solver,
             "stochastic": stochastic,
             "n_steps": n_steps if solver != "dopri5" else None,
             "device": str(self.device),
@@ -210,6 +211,13 @@ class Sampler:
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system)
 
+    def check(self, solver: str | None, stochastic: bool) -> None:
+        """Raises ValueError where structures cannot be drawn like this."""
+        if stochastic:
+            self._check_stochastic(solver)
+        else:
+            self.checked_solver(solver)
+
     def checked_solver(self, solver: str | None = None) -> str:
         """The solver to use, or an error that says why the one asked for cannot be."""
         mapped = getattr(self.field, "has_jacobian", False)
@@ -223,6 +231,33 @@ class Sampler:
                 "fields of alike atoms without a cutoff: use 'rk4'"
             )
         return solver
+
+    def _check_stochastic(self, solver: str | None) -> None:
+        """Raises ValueError unless the field is the conditional mean that noise can go with."""
+        if solver is not None:
+            raise ValueError(
+                f"stochastic sampling has its own steps: leave out the solver, not '{solver}'"
+            )
+        for name, value in self._unlike_a_mean().items():
+            raise ValueError(
+                f"this field was trained with {name} = {value!r}, and stochastic sampling needs "
+                f"{CONDITIONAL_MEAN[name]!r}: train one with `boltztilt train "
+                f"{self.system.name} --stochastic`"
+            )
+
+    def _unlike_a_mean(self) -> dict[str, Any]:
+        """Entries of the recipe by which the field is no conditional mean of independent pairs."""
+        recipe = self.metadata.get("recipe", {})
+        return {
+            name: recipe[name]
+            for name, wanted in CONDITIONAL_MEAN.items()
+            if recipe.get(name, wanted) != wanted
+        }
+
+    def _starts_at_rest(self) -> bool:
+        """Whether the recipe says that x0 alone tells nothing of x1: the field at t = 0 is -x."""
+        named = "coupling" in self.metadata.get("recipe", {})
+        return named and not self._unlike_a_mean()
 
     def default_steps(self, solver: str, with_density: bool = True) -> int:
         """Steps of a solver unless others are wanted."""
@@ -278,7 +313,7 @@ class Sampler:
         """
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
-        way = Way(times, with_density, fill > 1, solver, backwards)
+        way = Way(times, with_density, fill > 1, solver, backwards, self._starts_at_rest())
         carry = partial(carried, rates, way, self.device)
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)
@@ -326,21 +361,6 @@ class Sampler:
                     progress(done, n)
         positions, change = zip(*results, strict=True)
         return torch.cat(positions), torch.cat(change)
-
-    def check_stochastic(self, solver: str | None = None) -> None:
-        """Raises ValueError unless the field is the conditional mean that noise can go with."""
-        if solver is not None:
-            raise ValueError(
-                f"stochastic sampling has its own steps: leave out the solver, not '{solver}'"
-            )
-        recipe = self.metadata.get("recipe", {})
-        for name, wanted in (("coupling", "independent"), ("likelihood_steps", 0)):
-            if recipe.get(name, wanted) != wanted:
-                raise ValueError(
-                    f"this field was trained with {name} = {recipe[name]!r}, and stochastic "
-                    f"sampling needs {wanted!r}: train one with `boltztilt train "
-                    f"{self.system.name} --stochastic`"
-                )
 
     def _rates(self, n_steps: int, solver: str) -> FieldRates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""

@@ -12,7 +12,12 @@ from torch import Tensor
 from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import FlowResult, Rates, Velocity, integrate, integrate_dopri5
-from boltztilt.sampling.multistep import VelocityAndJacobian, multistep_flow, multistep_origin
+from boltztilt.sampling.multistep import (
+    MappedField,
+    VelocityAndJacobian,
+    multistep_flow,
+    multistep_origin,
+)
 from boltztilt.sampling.stochastic import stochastic_flow
 
 
@@ -29,7 +34,8 @@ class FieldRates(NamedTuple):
         """The field through torch.compile if wanted, else as it is."""
         compile = partial(compiled, network=field, wanted=wanted)
         if getattr(field, "has_jacobian", False):
-            return cls(*field.with_steps(compile), wanted)
+            velocity, divergence, jacobian = field.with_steps(compile)
+            return cls(velocity, divergence, jacobian, wanted)
         return cls(compile(field), compile(field.velocity_and_divergence), None, wanted)
 
     def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
@@ -37,13 +43,17 @@ class FieldRates(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How a batch is carried: over a grid of times, with or without density, by which solver."""
+    """How a batch is carried: over a grid of times, with or without density, by which solver.
+
+    `starts_at_rest` says what the multistep solver may take for granted, see `MappedField`.
+    """
 
     times: Float64[Tensor, "times"]
     with_density: bool
     halves: bool
     solver: str
     backwards: bool
+    starts_at_rest: bool
 
 
 def carried(rates: FieldRates, way: Way, device: torch.device, batch: Tensor) -> FlowResult:
@@ -56,11 +66,10 @@ def _along(rates: FieldRates, way: Way, batch: Tensor) -> FlowResult:
     """End points, and what the density changes by as one follows the way forwards in time."""
     if way.solver == "multistep":
         jacobian = rates.velocity_and_jacobian if way.with_density else None
+        field = MappedField(rates.velocity, jacobian, way.starts_at_rest)
         with torch.no_grad():
-            if not way.backwards:
-                return multistep_flow(rates.velocity, jacobian, batch, way.times)
-            assert jacobian is not None
-            return multistep_origin(rates.velocity, jacobian, batch, way.times)
+            carry = multistep_origin if way.backwards else multistep_flow
+            return carry(field, batch, way.times)
     times = way.times.flip(0) if way.backwards else way.times
     if way.solver == "rk4":
         result = integrate(rates, batch, times, way.with_density, way.halves)
