@@ -121,12 +121,12 @@ def info(
     if Path(name).is_dir() or Path(name).suffix == ".safetensors":
         sampler = open_sampler(name)
         console.print_table(sampler.system.name, console.system_rows(sampler.system))
-        console.print_table("weights", console.report_rows(sampler.metadata))
+        console.print_table("weights", console.weight_rows(sampler.metadata))
         return
     system = load_system(name)
     console.print_table(system.name, console.system_rows(system))
     if system.weights_path():
-        console.print_table("shipped weights", console.report_rows(open_sampler(name).metadata))
+        console.print_table("shipped weights", console.weight_rows(open_sampler(name).metadata))
 
 
 @app.command()

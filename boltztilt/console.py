@@ -34,6 +34,9 @@ ProgressCallback = Callable[[int, int], None]
 SECONDS_BETWEEN_LINES = 30.0
 SMALLEST_TELLING_FRACTION = 0.01
 
+RUN_COSTS = ("n_updates", "n_energy", "wall_time")
+"""Entries of the record of a run that tell what it cost."""
+
 
 def standard_output() -> Console:
     return Console(highlight=False, soft_wrap=True)
@@ -294,6 +297,20 @@ def group_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
 
 def energy_words(estimate: Any) -> str:
     return f"{estimate} kT"
+
+
+def weight_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
+    """How weights were made: the last run in full, and a row for each one that it started from."""
+    rows = report_rows(metadata, without=("start", "pace"))
+    earlier = metadata.get("start")
+    while earlier:
+        costs = {key: earlier[key] for key in RUN_COSTS if key in earlier}
+        rows.append(("started from", f"{earlier.get('system')}: {as_words(costs)}"))
+        earlier = earlier.get("start")
+    if "pace" in metadata:
+        n_parts = len(metadata["pace"]) - 1
+        rows.append(("pace", f"steps of the solver placed by errors measured in {n_parts} parts"))
+    return rows
 
 
 def report_rows(report: dict[str, Any], without: Collection[str] = ()) -> list[tuple[str, str]]:

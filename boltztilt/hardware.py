@@ -86,8 +86,8 @@ def _onednn_is_faster() -> bool:
 def keep_freed_memory() -> None:
     """Freed memory stays with the process, where it is at hand for the next evaluation.
 
-    The C library of Linux returns it at once, and asking for it again takes up to a sixth of the
-    time of a Jacobian. Elsewhere this does nothing.
+    The C library of Linux may return it at once, and asking for it again took 2 to 7 % of the time
+    that LJ-55 was sampled in. Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return

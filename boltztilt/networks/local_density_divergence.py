@@ -14,9 +14,10 @@ part that is even in i and j (the stretched edge), one through the far atom's de
 changes along Y(u_ij) only, and one through the centre's A_i. Sums over the edges of an atom are
 taken before anything is multiplied by the derivatives of its density.
 
-Tensors of edges are `(batch, centre, edge, ...)`: the centre is the atom that moves, and each of
-its edges leads to another atom. Edges that are padding, as the diagonal of all pairs is, count
-nothing, because vectors and harmonics vanish there.
+Tensors of edges are `(batch, centre, edge, ...)`, those of `Surroundings` `(batch, centre, ...,
+edge)`: the centre is the atom that moves, and each of its edges leads to another atom. Edges that
+are padding, as the diagonal of all pairs is, count nothing, because vectors and harmonics vanish
+there.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ The field is one message deep: the density A_k of another atom enters v_i throug
 alone, as phi_ik (x_i - x_k). Its derivative is the product of that vector with the gradient of
 phi_ik, so that the sum over k is n products of matrices of 3n, n and as many as A_k has components.
 
-Tensors of edges are `(batch, centre, edge, ...)` as in `local_density_divergence`.
+Tensors of edges are `(batch, centre, edge, ...)` as in `local_density_divergence`, gradients by the
+vector of an edge `(batch, centre, 3, ..., edge)` as vectors are.
 """
 
 from __future__ import annotations
