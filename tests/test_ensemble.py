@@ -12,7 +12,7 @@ import torch
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble, check_output
-from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.estimate import Estimate, pareto_k
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import refinement
 from boltztilt.systems.system import System, load_system
@@ -64,6 +64,34 @@ def test_cautions_name_weights_and_groups_that_rest_on_too_little():
     (caution,) = grouped.cautions
     assert caution.startswith("errors are those over 4 groups")
     assert importance_sample(3, 0, with_density=False).cautions == []
+
+
+@pytest.mark.parametrize("k", [0.3, 0.7, 1.2])
+def test_pareto_k_is_the_exponent_of_the_tail(k, generator):
+    """u^-k has excesses of that shape; the error of a fit to m of them is (1 + k) / sqrt(m)."""
+    n = 40_000
+    log_weights = -k * torch.rand(n, generator=generator, dtype=torch.float64).log()
+    n_tail = 3 * math.sqrt(n)
+    assert abs(pareto_k(log_weights + 300) - k) < 3.5 * (1 + k) / math.sqrt(n_tail)
+
+
+def test_pareto_k_needs_weights_that_differ():
+    assert math.isnan(pareto_k(torch.full((500,), 3.0, dtype=torch.float64)))
+    assert math.isnan(pareto_k(torch.linspace(0, 1, 99, dtype=torch.float64)))
+    absent = torch.linspace(0, 1, 150, dtype=torch.float64).log()
+    absent[:60] = -math.inf
+    assert math.isnan(pareto_k(absent))
+
+
+def test_a_heavy_tail_of_the_weights_is_a_caution(generator):
+    ensemble = importance_sample(1000, 0)
+    assert ensemble.report()["pareto_k"] < 0.7
+    log_weights = -1.0 * torch.rand(1000, generator=generator, dtype=torch.float64).log()
+    heavy = replace(ensemble, log_density=-ensemble.energies - log_weights)
+    assert heavy.n_effective > 10
+    (caution,) = heavy.cautions
+    assert caution.startswith("the weights have a heavy tail (Pareto k = ")
+    assert "pareto_k" not in replace(heavy, groups=torch.arange(1000) // 10).report()
 
 
 def test_independent_structures_are_no_more_than_their_ancestors():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain, write_report
-from boltztilt.sampling.estimate import Estimate, log_mean_exp, weighted_mean
+from boltztilt.sampling.estimate import Estimate, log_mean_exp, pareto_k, weighted_mean
 from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
@@ -25,6 +25,9 @@ from boltztilt.systems.system import System, available_systems, load_system
 SUFFIXES = (".npz", ".dcd", ".xtc", ".pdb")
 FEW = 10
 """Fewer effective structures, or groups, do not tell averages and their errors."""
+
+LARGEST_PARETO_K = 0.7
+"""With heavier tails of the weights averages do not settle at any practical number."""
 
 PER_STRUCTURE = ("log_density", "path_log_weights", "groups")  # each None or (batch,)
 
@@ -153,6 +156,12 @@ class Ensemble:
         return self.n_effective / len(self)
 
     @property
+    def pareto_k(self) -> float:
+        """How heavy the tail of the weights is, see `estimate.pareto_k`; NaN where groups share
+        theirs."""
+        return math.nan if self.groups is not None else pareto_k(self.log_weights)
+
+    @property
     def n_groups(self) -> int:
         """How many independent groups there are: all structures, where no groups are given."""
         return len(self) if self.groups is None else len(self.groups.unique())
@@ -181,6 +190,12 @@ class Ensemble:
             found.append(
                 f"the weights rest on about {self.n_effective:.1f} of {len(self)} structures: "
                 "averages may be off by more than their errors, draw more structures"
+            )
+        elif self.pareto_k > LARGEST_PARETO_K:
+            found.append(
+                f"the weights have a heavy tail (Pareto k = {self.pareto_k:.1f}, above "
+                f"{LARGEST_PARETO_K}): the effective sample size falls as more structures are "
+                "drawn, and averages may be off by more than their errors"
             )
         if self.groups is not None and self.n_groups < FEW:
             found.append(
@@ -300,6 +315,8 @@ class Ensemble:
             report["energy_reweighted"] = self.mean_energy()
             report["ess"] = self.ess
             report["n_effective"] = self.n_effective
+            if not math.isnan(self.pareto_k):
+                report["pareto_k"] = self.pareto_k
             if self.groups is not None:
                 report["n_independent"] = self.n_independent
             report["log_z"] = self.log_z

@@ -6,12 +6,20 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import scipy.stats
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 MOST_DIGITS = 6
 """Before or behind the decimal point; numbers with errors beyond are printed to four digits."""
+
+
+LEAST_FOR_TAIL = 100
+"""Weights from which the law of the largest of them is fitted."""
+
+LEAST_EXCESS = 1e-6
+"""Weights that differ by less, in units of the largest, are equal but for rounding."""
 
 
 class Estimate(NamedTuple):
@@ -94,6 +102,28 @@ def log_mean_exp(
         lambda index: (sums[index].sum() / sizes[index].sum()).log(), len(sums), n_bootstrap, seed
     )
     return Estimate(estimate.value + float(shift), estimate.error)
+
+
+def pareto_k(log_weights: Float64[Tensor, "batch"]) -> float:
+    """Shape k of the generalised Pareto law of the largest weights, 3 sqrt(n) and a fifth at most.
+
+    Moments of order 1/k and above do not exist under that law. Up to 0.7 averages settle; beyond,
+    the effective sample size falls as more are drawn. NaN for fewer than 100 weights, and for equal
+    ones. For 1,000 weights its own error is about 0.2.
+
+    Reference: A. Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25(72), 1-58,
+    https://arxiv.org/abs/1507.02646 (with the fit of maximum likelihood).
+    """
+    finite = log_weights[torch.isfinite(log_weights)]
+    if len(finite) < LEAST_FOR_TAIL:
+        return math.nan
+    n_tail = int(min(len(finite) / 5, 3 * math.sqrt(len(finite))))
+    largest = (finite - finite.max()).exp().sort(descending=True).values[: n_tail + 1]
+    excess = (largest[:-1] - largest[-1]).numpy()
+    if not excess.mean() > LEAST_EXCESS:
+        return math.nan
+    shape, _, _ = scipy.stats.genpareto.fit(excess / excess.mean(), floc=0)
+    return float(shape)
 
 
 def group_sums(
