@@ -18,6 +18,10 @@ PAIRS_AT_ONCE = 20_000
 BYTES_PER_PAIR = 7_000
 """Memory that a pair fills in one evaluation of a field of the default width with divergence."""
 
+MALLOC_PARAMETERS = {-1: 2**30, -3: 2**25}
+"""Bytes of free memory above which it is returned (M_TRIM_THRESHOLD of malloc.h), and of a tensor
+above which it is returned at once (M_MMAP_THRESHOLD, 32 MiB at most)."""
+
 MEMORY = 4e9
 """Bytes that all threads of a processor may fill; on a GPU it is half of what is free."""
 
@@ -36,11 +40,6 @@ def _processor(what: str) -> str:
     lines = information.read_text().splitlines() if information.is_file() else []
     entries = [line.partition(":")[2].strip() for line in lines if line.startswith(what)]
     return entries[0] if entries else ""
-
-
-MALLOC_PARAMETERS = {-1: 2**30, -3: 2**25}
-"""Bytes of free memory above which it is returned (M_TRIM_THRESHOLD of malloc.h), and of a tensor
-above which it is returned at once (M_MMAP_THRESHOLD, 32 MiB at most)."""
 
 
 @contextmanager

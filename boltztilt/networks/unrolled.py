@@ -118,7 +118,8 @@ class UnrolledField(nn.Module):
         step = step or jacobian_step
         centred = remove_mean(positions)
         velocity = torch.zeros_like(centred)
-        jacobian = torch.zeros_like(centring_matrix(centred)).repeat(len(centred), 1, 1)
+        n_coordinates = centred[0].numel()
+        jacobian = centred.new_zeros(len(centred), n_coordinates, n_coordinates)
         for layer, pull in self.layers_with_pulls(times):
             velocity, jacobian = step(layer, times, pull, centred, velocity, jacobian)
         return velocity, jacobian

@@ -18,6 +18,7 @@ from torch import Tensor
 from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain, write_report
 from boltztilt.sampling.estimate import Estimate, log_mean_exp, pareto_k, weighted_mean
+from boltztilt.sampling.joining import joined, joined_info, numbered_apart
 from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
@@ -191,9 +192,9 @@ class Ensemble:
                 f"the weights rest on about {self.n_effective:.1f} of {len(self)} structures: "
                 "averages may be off by more than their errors, draw more structures"
             )
-        elif self.pareto_k > LARGEST_PARETO_K:
+        elif (k := self.pareto_k) > LARGEST_PARETO_K:
             found.append(
-                f"the weights have a heavy tail (Pareto k = {self.pareto_k:.1f}, above "
+                f"the weights have a heavy tail (Pareto k = {k:.1f}, above "
                 f"{LARGEST_PARETO_K}): the effective sample size falls as more structures are "
                 "drawn, and averages may be off by more than their errors"
             )
@@ -291,11 +292,11 @@ class Ensemble:
         return cls(
             torch.cat([ensemble.positions for ensemble in ensembles]),
             torch.cat([ensemble.energies for ensemble in ensembles]),
-            _joined("log_density", [ensemble.log_density for ensemble in ensembles]),
+            joined("log_density", [ensemble.log_density for ensemble in ensembles]),
             ensembles[0].system,
-            _joined_info([ensemble.info for ensemble in ensembles]),
-            _joined("path_log_weights", [ensemble.path_log_weights for ensemble in ensembles]),
-            _joined("groups", _numbered_apart([ensemble.groups for ensemble in ensembles])),
+            joined_info([ensemble.info for ensemble in ensembles]),
+            joined("path_log_weights", [ensemble.path_log_weights for ensemble in ensembles]),
+            joined("groups", numbered_apart([ensemble.groups for ensemble in ensembles])),
         )
 
     def report(self) -> dict[str, Any]:
@@ -315,8 +316,8 @@ class Ensemble:
             report["energy_reweighted"] = self.mean_energy()
             report["ess"] = self.ess
             report["n_effective"] = self.n_effective
-            if not math.isnan(self.pareto_k):
-                report["pareto_k"] = self.pareto_k
+            if not math.isnan(k := self.pareto_k):
+                report["pareto_k"] = k
             if self.groups is not None:
                 report["n_independent"] = self.n_independent
             report["log_z"] = self.log_z
@@ -391,34 +392,3 @@ def check_output(path: str | Path, overwrite: bool = False) -> list[Path]:
         others = others[1:]
     paths = list(dict.fromkeys([path, *others]))
     return [check_writable(each, overwrite) for each in paths]
-
-
-def _joined(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All parts in one tensor; None where every part is."""
-    present = [part for part in parts if part is not None]
-    if len(present) not in (0, len(parts)):
-        raise ValueError(f"cannot join ensembles with and without {name.replace('_', '-')}")
-    return torch.cat(present) if present else None
-
-
-def _numbered_apart(groups: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same groups, numbered so that no two ensembles share a number."""
-    apart: list[Tensor | None] = []
-    first = 0
-    for each in groups:
-        apart.append(None if each is None else each + first)
-        first += 0 if each is None else int(each.max()) + 1
-    return apart
-
-
-def _joined_info(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Settings that all share, sums of costs, and the list of seeds."""
-    joined = {
-        key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)
-    }
-    for cost in ("n_energy", "wall_time", "n_ancestors", "folded"):
-        if any(cost in info for info in infos):
-            joined[cost] = sum(info.get(cost, 0) for info in infos)
-    if any("seed" in info for info in infos):
-        joined["seed"] = [info.get("seed") for info in infos]
-    return joined

@@ -115,28 +115,22 @@ class MappedField(NamedTuple):
     Attributes:
         velocity: the velocity, which has no mean.
         rates: the velocity with its Jacobian, by which densities come.
-        starts_at_rest: take the field between two equal Gaussians at the first time, without a call
-            of the network: at t = 0 that is the mean of x1 - x0 given x0 of independent pairs.
+        starts_at_rest: take -x at t = 0, without a call of the network: that is the mean of x1 - x0
+            given x0 where pairs are independent.
     """
 
     velocity: Velocity
     rates: VelocityAndJacobian | None = None
     starts_at_rest: bool = False
 
-    def velocity_at(self, k: int, time: float, positions: Tensor) -> Tensor:
-        """The velocity in step `k`."""
-        if k == 0 and self.starts_at_rest:
-            return resting_rate(time) * positions
-        return self.velocity(positions.new_full((len(positions),), time), positions)
-
-    def rates_at(self, k: int, time: float, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity and its Jacobian in step `k`."""
-        assert self.rates is not None
-        if k == 0 and self.starts_at_rest:
-            rate = resting_rate(time)
-            jacobian = rate * centring_matrix(positions)
-            return rate * positions, jacobian.expand(len(positions), -1, -1)
-        return self.rates(positions.new_full((len(positions),), time), positions)
+    def at(self, time: float, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The velocity at a time, and its Jacobian where `rates` are given."""
+        if time == 0 and self.starts_at_rest:
+            return -positions, None if self.rates is None else -centring_matrix(positions)
+        times = positions.new_full((len(positions),), time)
+        if self.rates is None:
+            return self.velocity(times, positions), None
+        return self.rates(times, positions)
 
 
 def multistep_flow(
@@ -151,12 +145,10 @@ def multistep_flow(
     path, velocities = [positions], list[Tensor]()
     centring = centring_matrix(positions)
     tangents, tangent_rates = [centring.expand(len(positions), -1, -1)], list[Tensor]()
-    for k, step in enumerate(multistep(times)):
-        if field.rates is None:
-            velocities.append(field.velocity_at(k, step.time, path[-1]))
-        else:
-            moved, jacobian = field.rates_at(k, step.time, path[-1])
-            velocities.append(moved)
+    for step in multistep(times):
+        moved, jacobian = field.at(step.time, path[-1])
+        velocities.append(moved)
+        if jacobian is not None:
             tangent_rates.append(jacobian @ tangents[-1])
             tangents.append(step(tangents, tangent_rates))
         path.append(step(path, velocities))
@@ -187,7 +179,8 @@ def multistep_origin(
         # derivatives by the start, and beside them how far the path misses by its own steps
         tangents = [torch.cat([centring.expand(len(ends), -1, -1), no_miss], -1)]
         for k, step in enumerate(steps):
-            moved, jacobian = field.rates_at(k, step.time, path[k])
+            moved, jacobian = field.at(step.time, path[k])
+            assert jacobian is not None
             velocities.append(moved)
             rates_of_tangents.append(jacobian @ tangents[-1])
             following = step(tangents, rates_of_tangents)

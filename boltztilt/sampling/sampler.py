@@ -24,6 +24,7 @@ from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.flow import FlowResult, warped_grid
 from boltztilt.sampling.pace import EARLY_STEPS, measured_pace, paced_grid
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
+from boltztilt.sampling.weights_files import find_weights
 from boltztilt.systems.system import System, available_systems, load_system
 
 DEFAULT_STEPS = 14
@@ -105,11 +106,11 @@ class Sampler:
         """
         if n < 1:
             raise ValueError(f"n is {n}; sample at least 1 structure")
-        self.check(solver, stochastic)
         started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
         if stochastic:
+            self._check_stochastic(solver)
             with_density = False
             n_steps = STOCHASTIC_ROUNDS if n_steps is None else n_steps
             ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
@@ -468,36 +469,3 @@ def _padded(carry: Callable[..., FlowResult], size: int, *inputs: Tensor) -> Flo
     )
     result = carry(*filled)
     return FlowResult(result.positions[:n], result.log_density_change[:n])
-
-
-def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
-    """The weights file meant by a system, name or path, and the system they belong to, if known."""
-    if isinstance(target, System):
-        return shipped_weights(target), target
-    path = Path(target)
-    if path.is_dir():
-        weights, kept = path / "weights.safetensors", path / "system.toml"
-        if not weights.is_file():
-            raise FileNotFoundError(
-                f"{path} holds no weights.safetensors: train there first, or give another folder"
-            )
-        return weights, load_system(kept) if kept.is_file() else None
-    if path.suffix == ".safetensors":
-        return path, None
-    system = load_system(str(target))
-    return shipped_weights(system), system
-
-
-def shipped_weights(system: System) -> Path:
-    """The weights that lie beside a system's file; raises FileNotFoundError without any."""
-    path = system.weights_path()
-    if path is not None:
-        return path
-    how = "boltztilt.train(system, out=...)"
-    if system.source is not None:
-        name = system.name if system.name in available_systems() else system.source
-        how = f"`boltztilt train {name} -o runs/{system.name}`"
-    raise FileNotFoundError(
-        f"system {system.name!r} has no trained weights: train them with {how} and sample from "
-        "that folder"
-    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from boltztilt.checkpoint import load_weights
 from boltztilt.networks.build import with_defaults
 from boltztilt.networks.unrolled import UnrolledField
-from boltztilt.sampling.sampler import find_weights
+from boltztilt.sampling.weights_files import find_weights
 
 
 class Start(NamedTuple):
