@@ -27,7 +27,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from boltztilt.sampling.ensemble import Ensemble
     from boltztilt.systems.system import System
-    from boltztilt.tilt.run import TrainingStatus
+    from boltztilt.tilt.status import TrainingStatus
 
 ProgressCallback = Callable[[int, int], None]
 

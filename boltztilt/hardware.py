@@ -82,6 +82,22 @@ def _onednn_is_faster() -> bool:
     return max(errors) < 1e-3  # rounded to bfloat16 it is 0.1
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations on the processor by the calling thread alone.
+
+    For factorisations of batches of matrices: with several threads, torch calls MKL's in a way that
+    fails without an error for matrices of 150 rows and more
+    (https://github.com/pytorch/pytorch/issues/142815, still so in torch 2.13).
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def keep_freed_memory() -> None:
     """Freed memory stays with the process, where it is at hand for the next evaluation.
 

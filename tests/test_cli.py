@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from boltztilt import __version__, cli, console
 from boltztilt.analysis import dynamics, molecular_reference
+from boltztilt.arguments import read_overrides
 from boltztilt.option_types import Solver, Steps
-from boltztilt.sampling.sampler import (
+from boltztilt.sampling.solvers import (
     DEFAULT_STEPS,
     MULTISTEP_STEPS,
     PACED_STEPS,
@@ -115,7 +116,7 @@ def no_computation(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("work began before the output was checked")
 
-    monkeypatch.setattr(cli, "open_sampler", refuse)
+    monkeypatch.setattr("boltztilt.commands.sampling.open_sampler", refuse)
     monkeypatch.setattr("boltztilt.tilt.annealing.anneal", refuse)
 
 
@@ -462,7 +463,7 @@ def test_every_solver_of_the_package_can_be_chosen():
 
 def test_overrides_are_read_as_toml_and_may_enter_tables():
     texts = ["cess=0.9", "optimiser=adamw", "network.n_hidden=32", "network.kind='egnn'"]
-    assert cli.read_overrides(texts) == {
+    assert read_overrides(texts) == {
         "cess": 0.9,
         "optimiser": "adamw",
         "network": {"n_hidden": 32, "kind": "egnn"},

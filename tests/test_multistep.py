@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from boltztilt.geometry import centring_matrix
 from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
@@ -161,6 +163,37 @@ def test_origins_belong_to_the_map_and_not_to_the_flow(field):
     torch.testing.assert_close(again.positions, ends, rtol=0, atol=1e-6)
     flow = integrate(field, ends, warped_grid(40).flip(0), with_density=False)
     assert (flow.positions - found.positions).abs().max() > 0.01
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_densities_of_many_atoms_are_right_with_several_threads(two_threads, generator):
+    """Left alone, torch factorises batches of so large matrices wrongly, without an error."""
+    positions = Gaussian(55, 3).sample(8, generator).double()
+    centring = centring_matrix(positions)
+    noise = torch.randn(centring.shape, generator=generator, dtype=torch.float64)
+    matrix = centring @ noise @ centring / 13
+
+    def rates(times, positions):
+        moved = (positions.flatten(1) @ matrix.T).view_as(positions)
+        return moved, matrix.expand(len(positions), -1, -1)
+
+    field = MappedField(lambda times, positions: rates(times, positions)[0], rates)
+    found = multistep_flow(field, positions, warped_grid(3))
+    axes = torch.eye(165, dtype=torch.float64).view(165, 55, 3)
+    map_of_axes = multistep_flow(MappedField(field.velocity), axes, warped_grid(3)).positions
+    whole = centring @ map_of_axes.flatten(1) @ centring + torch.eye(165) - centring
+    sign, logarithm = np.linalg.slogdet(whole.numpy())
+    assert sign == 1
+    assert abs(logarithm) > 1
+    expected = torch.full((8,), -logarithm, dtype=torch.float64)
+    torch.testing.assert_close(found.log_density_change, expected)
 
 
 def test_ends_beyond_a_fold_get_an_infinite_density():

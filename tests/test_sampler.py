@@ -10,14 +10,13 @@ from torch import nn
 from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
-from boltztilt.sampling.sampler import (
+from boltztilt.sampling.sampler import Sampler, sample
+from boltztilt.sampling.solvers import (
     DEFAULT_STEPS,
     MULTISTEP_STEPS,
     PACED_STEPS,
     STEPS_WITHOUT_DENSITY,
     STOCHASTIC_ROUNDS,
-    Sampler,
-    sample,
 )
 from boltztilt.systems.system import System, load_system
 

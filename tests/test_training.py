@@ -18,7 +18,7 @@ from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.recipe import RECENTRINGS
-from boltztilt.tilt.run import LOG_COLUMNS
+from boltztilt.tilt.status import LOG_COLUMNS
 from boltztilt.tilt.training import train
 
 SMALL = {

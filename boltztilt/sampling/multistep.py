@@ -37,6 +37,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from boltztilt.geometry import centring_matrix
+from boltztilt.hardware import one_thread
 from boltztilt.sampling.flow import FlowResult, Velocity, resting_rate, runge_kutta
 
 ORDERS = (2, 3)
@@ -188,7 +189,8 @@ def multistep_origin(
             following[..., -1] += missed.flatten(1)
             tangents.append(following)
         whole = (tangents[-1][..., :-1] + _mean_part(centring)).double()
-        start = torch.linalg.solve_ex(whole, -tangents[-1][..., -1:].double()).result
+        with one_thread():
+            start = torch.linalg.solve_ex(whole, -tangents[-1][..., -1:].double()).result
         start = start.to(ends)
         moves = [(each[..., :-1] @ start + each[..., -1:]).view_as(ends) for each in tangents]
         largest = torch.stack([move.flatten(1).abs().amax(1) for move in moves]).amax(0)
@@ -216,7 +218,8 @@ def _log_determinant(
     centring: Float[Tensor, "coordinates coordinates"],
 ) -> Float64[Tensor, "batch"]:
     """log det of the derivatives of centred positions by centred ones, -inf unless positive."""
-    sign, logarithm = torch.linalg.slogdet((tangents + _mean_part(centring)).double())
+    with one_thread():
+        sign, logarithm = torch.linalg.slogdet((tangents + _mean_part(centring)).double())
     return torch.where(sign > 0, logarithm, -math.inf)
 
 

@@ -21,33 +21,23 @@ from boltztilt.hardware import fast_products, structures_at_once
 from boltztilt.networks.build import build_network
 from boltztilt.parallel import in_threads, share_size
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.flow import FlowResult, warped_grid
-from boltztilt.sampling.pace import EARLY_STEPS, measured_pace, paced_grid
+from boltztilt.sampling.flow import FlowResult
+from boltztilt.sampling.pace import measured_pace
+from boltztilt.sampling.solvers import (
+    STOCHASTIC_ROUNDS,
+    check_stochastic,
+    checked_solver,
+    default_steps,
+    starts_at_rest,
+    time_grid,
+)
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
 from boltztilt.sampling.weights_files import find_weights
 from boltztilt.systems.system import System, available_systems, load_system
 
-DEFAULT_STEPS = 14
-PACED_STEPS = 9
-"""Steps of a density where they are placed by a measured pace."""
-
-STEPS_WITHOUT_DENSITY = 8
-"""Steps that structures alone need: LJ-55 energies are then off by 0.1 kT, LJ-13 by 0.02 kT."""
-
-MULTISTEP_STEPS = 13
-"""Steps of the map whose own density is known. For LJ-55 its overlap with the target is then 0.18
-(N = 10,000), that of the flow about 0.19."""
-
-STOCHASTIC_ROUNDS = 25
-"""Rounds of noise that structures need."""
-
 WORTH_COMPILING = 1.5e7
 """Solver steps times pairs of atoms times layers from which on compilation pays."""
 
-CONDITIONAL_MEAN = {"coupling": "independent", "likelihood_steps": 0}
-"""Entries of the recipes by which a field becomes the mean of x1 - x0 given x_t, x0 independent."""
-
-SOLVERS = ("multistep", "rk4", "dopri5")
 Progress = Callable[[int, int], None]
 
 
@@ -74,6 +64,14 @@ class Sampler:
     def device(self) -> torch.device:
         """Where the field lives, and so where sampling runs."""
         return next(self.field.parameters()).device
+
+    @property
+    def _has_jacobian(self) -> bool:
+        return getattr(self.field, "has_jacobian", False)
+
+    @property
+    def _paced(self) -> bool:
+        return "pace" in self.metadata
 
     def sample(
         self,
@@ -110,13 +108,14 @@ class Sampler:
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
         if stochastic:
-            self._check_stochastic(solver)
+            check_stochastic(solver, self.metadata, self.system.name)
             with_density = False
             n_steps = STOCHASTIC_ROUNDS if n_steps is None else n_steps
             ends = self._stochastic(starts, generator, n_steps, batch_size, progress)
         else:
-            solver = self.checked_solver(solver)
-            n_steps = self.default_steps(solver, with_density) if n_steps is None else n_steps
+            solver = checked_solver(solver, self._has_jacobian)
+            if n_steps is None:
+                n_steps = default_steps(solver, with_density, self._paced)
             times = self.time_grid(n_steps, solver)
             ends = self._transport(starts, times, batch_size, with_density, solver, progress)
         positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
@@ -153,8 +152,8 @@ class Sampler:
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
-        solver = self.checked_solver(solver)
-        steps = self.default_steps(solver) if n_steps is None else n_steps
+        solver = checked_solver(solver, self._has_jacobian)
+        steps = default_steps(solver, True, self._paced) if n_steps is None else n_steps
         times = self.time_grid(steps, solver)
         starts, change = self._transport(
             positions, times, batch_size, True, solver, progress, backwards=True
@@ -189,7 +188,7 @@ class Sampler:
         solver = ensemble.info.get("solver", "rk4")
         if solver != "rk4":
             raise ValueError(f"errors of integration are those of solver 'rk4', not {solver!r}")
-        steps = n_steps or ensemble.info.get("n_steps") or self.default_steps("rk4")
+        steps = n_steps or ensemble.info.get("n_steps") or default_steps("rk4", True, self._paced)
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
         weights = ensemble.log_weights[:n]
@@ -215,66 +214,13 @@ class Sampler:
     def check(self, solver: str | None, stochastic: bool) -> None:
         """Raises ValueError where structures cannot be drawn like this."""
         if stochastic:
-            self._check_stochastic(solver)
+            check_stochastic(solver, self.metadata, self.system.name)
         else:
-            self.checked_solver(solver)
-
-    def checked_solver(self, solver: str | None = None) -> str:
-        """The solver to use, or an error that says why the one asked for cannot be."""
-        mapped = getattr(self.field, "has_jacobian", False)
-        if solver is None:
-            return "multistep" if mapped else "rk4"
-        if solver not in SOLVERS:
-            raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}")
-        if solver == "multistep" and not mapped:
-            raise ValueError(
-                "solver 'multistep' needs the Jacobian of the field, which is at hand for unrolled "
-                "fields of alike atoms without a cutoff: use 'rk4'"
-            )
-        return solver
-
-    def _check_stochastic(self, solver: str | None) -> None:
-        """Raises ValueError unless the field is the conditional mean that noise can go with."""
-        if solver is not None:
-            raise ValueError(
-                f"stochastic sampling has its own steps: leave out the solver, not '{solver}'"
-            )
-        for name, value in self._unlike_a_mean().items():
-            raise ValueError(
-                f"this field was trained with {name} = {value!r}, and stochastic sampling needs "
-                f"{CONDITIONAL_MEAN[name]!r}: train one with `boltztilt train "
-                f"{self.system.name} --stochastic`"
-            )
-
-    def _unlike_a_mean(self) -> dict[str, Any]:
-        """Entries of the recipe by which the field is no conditional mean of independent pairs."""
-        recipe = self.metadata.get("recipe", {})
-        return {
-            name: recipe[name]
-            for name, wanted in CONDITIONAL_MEAN.items()
-            if recipe.get(name, wanted) != wanted
-        }
-
-    def _starts_at_rest(self) -> bool:
-        """Whether the recipe says that x0 alone tells nothing of x1: the field at t = 0 is -x."""
-        named = "coupling" in self.metadata.get("recipe", {})
-        return named and not self._unlike_a_mean()
-
-    def default_steps(self, solver: str, with_density: bool = True) -> int:
-        """Steps of a solver unless others are wanted."""
-        if solver == "multistep":
-            return MULTISTEP_STEPS
-        if not with_density:
-            return STEPS_WITHOUT_DENSITY
-        return PACED_STEPS if "pace" in self.metadata else DEFAULT_STEPS
+            checked_solver(solver, self._has_jacobian)
 
     def time_grid(self, n_steps: int, solver: str) -> Float64[Tensor, "times"]:
         """Times of the solver's steps, at the pace that was measured for the field if one was."""
-        if "pace" not in self.metadata:
-            return warped_grid(n_steps)
-        pace = torch.tensor(self.metadata["pace"], dtype=torch.float64)
-        early = EARLY_STEPS if solver == "multistep" else 1.0
-        return paced_grid(n_steps, pace, early)
+        return time_grid(n_steps, solver, self.metadata.get("pace"))
 
     def paced(self, n: int = 16, seed: int = 0, progress: Progress | None = None) -> Sampler:
         """The same sampler with the solver's steps where they are needed, see `measured_pace`.
@@ -314,7 +260,7 @@ class Sampler:
         """
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
-        way = Way(times, with_density, fill > 1, solver, backwards, self._starts_at_rest())
+        way = Way(times, with_density, fill > 1, solver, backwards, starts_at_rest(self.metadata))
         carry = partial(carried, rates, way, self.device)
         size = batch_size or self._at_once(fill)
         return self._in_batches(carry, (starts,), size, rates.compiled, progress)

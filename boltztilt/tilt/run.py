@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
-import io
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ import boltztilt
 from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
-from boltztilt.files import atomic_path
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.networks.compilation import compiled
@@ -33,30 +29,7 @@ from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
 from boltztilt.tilt.regression import refuse_explicit_on_singular_core
 from boltztilt.tilt.start import Start, read_start
-
-LOG_COLUMNS = (
-    "stage",
-    "rung",
-    "a",
-    "h",
-    "cess",
-    "step",
-    "loss",
-    "acceptance",
-    "mean_reward",
-    "mean_energy",
-    "log_z",
-    "n_ancestors",
-    "mirrored",
-    "n_energy",
-    "seconds",
-)
-
-DENSITY_COST = 3
-"""About how many evaluations of the field its velocity with divergence costs."""
-
-RUNG_COST = 20
-"""About how many updates the Markov chains of a rung cost, before any update has been timed."""
+from boltztilt.tilt.status import LOG_COLUMNS, TrainingStatus, fraction_done, write_log
 
 LIKELIHOOD_WARMUP = 10
 """Updates over which the learning rate of the likelihood rises."""
@@ -66,32 +39,6 @@ LOSS_MEMORY = 0.98
 
 BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
-
-
-@dataclass(frozen=True)
-class TrainingStatus:
-    """Where a training run stands; passed to the progress callback after every update.
-
-    `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor.
-    `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
-    `n_ancestors` counts the draws that the particles of the ladder descend from, `mirrored` is the
-    share of a molecule's mirror images among them: far from one half, they have collapsed.
-    """
-
-    stage: str
-    rung: int
-    a: float
-    cess: float
-    ess: float
-    step: int
-    n_steps: int
-    loss: float
-    acceptance: float
-    mean_energy: float
-    n_ancestors: int
-    mirrored: float
-    fraction_done: float
-    seconds: float
 
 
 class TrainingRun:
@@ -353,33 +300,9 @@ class TrainingRun:
             mean_energy=progress["mean_energy"],
             n_ancestors=progress["n_ancestors"],
             mirrored=progress["mirrored"],
-            fraction_done=self._fraction_done(),
+            fraction_done=fraction_done(progress, self.recipe, self.system.base.dof),
             seconds=progress["seconds"],
         )
-
-    def _fraction_done(self) -> float:
-        """Share of the work in updates, the length of the ladder guessed from the dimension.
-
-        A ladder without updates counts by the time it took, once there are updates to compare with.
-        """
-        progress, recipe = self.progress, self.recipe
-        evaluations = DENSITY_COST * 4 * recipe.likelihood_solver_steps
-        likelihood_cost = evaluations * recipe.likelihood_batch / recipe.batch_size
-        expected = 10 + 4 * self.system.base.dof**0.5
-        n_rungs = max(expected, progress["rung"] + 1 + 3 * (1 - progress["a"]))
-        if progress["stage"] != "ladder":
-            n_rungs = progress["rung"]
-        after_ladder = recipe.polish_steps + likelihood_cost * recipe.likelihood_steps
-        done = progress["n_updates"]
-        if progress["stage"] == "likelihood":
-            done += (likelihood_cost - 1) * progress["stage_step"]
-        if recipe.steps_per_rung:
-            return min(1.0, done / max(n_rungs * recipe.steps_per_rung + after_ladder, 1))
-        if not done:
-            return progress["rung"] * RUNG_COST / (n_rungs * RUNG_COST + max(after_ladder, 1))
-        spent = progress["seconds"]
-        left = (spent - progress["ladder_seconds"]) * max(after_ladder - done, 0) / done
-        return spent / max(spent + left, 1e-9)
 
     def checkpoint_due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -387,12 +310,7 @@ class TrainingRun:
 
     def save(self, folder: Path) -> None:
         """Writes the log and everything needed to continue exactly."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(LOG_COLUMNS)
-        writer.writerows(self.rows)
-        with atomic_path(folder / "log.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_log(folder / "log.csv", self.rows)
         state_path(folder).parent.mkdir(exist_ok=True)
         save_state(state_path(folder), self.state())
         self.last_checkpoint = time.monotonic()

@@ -20,7 +20,8 @@ from boltztilt.files import atomic_path
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
-from boltztilt.tilt.run import TrainingRun, TrainingStatus, state_path
+from boltztilt.tilt.run import TrainingRun, state_path
+from boltztilt.tilt.status import TrainingStatus
 
 ProgressCallback = Callable[[TrainingStatus], None]
 
