@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from boltztilt.networks.local_density import LocalDensityField
+from boltztilt.sampling.flow import resting_rate
 from boltztilt.testing import jittered_lattice, random_rotation
 
 EXACT = 1e-9
@@ -83,7 +84,7 @@ def test_learned_part_contributes_to_the_divergence(generator):
     """Beyond the linear skip, whose divergence is the number of degrees of freedom."""
     field, positions = local_density(), lattice(9, 3, generator)
     divergence = field.velocity_and_divergence(TIMES, positions)[1]
-    skip, _ = field.skip_and_scale(TIMES)
+    skip = resting_rate(TIMES)
     assert (divergence - 24 * skip).abs().min() > 1.0
 
 
@@ -195,7 +196,7 @@ def test_an_atom_beyond_the_cutoff_of_all_others_moves_alone(generator):
     field, positions = local_density(2, cutoff=2.0), lattice(6, 3, generator)
     positions[:, 5] += 50.0
     with_it, without = field(TIMES, positions), field(TIMES, positions[:, :5])
-    skip = field.skip_and_scale(TIMES)[0][:, None, None]
+    skip = resting_rate(TIMES)[:, None, None]
 
     def learned(velocity, x):
         rest = velocity - skip * (x - x.mean(1, keepdim=True))

@@ -150,8 +150,7 @@ class LocalDensityField(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity without its skip: what is added to the field between two Gaussians."""
-        scale = self.skip_and_scale(times)[1]
-        return scale[:, None, None] * remove_mean(self.learned(times, positions))
+        return self.faded(times, self.learned(times, positions))
 
     def learned(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
@@ -335,13 +334,16 @@ class LocalDensityField(nn.Module):
         learned: Float[Tensor, "batch atoms dims"],
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity from its learned part."""
-        skip, scale = self.skip_and_scale(times)
-        moved = scale[:, None, None] * remove_mean(learned)
-        return skip[:, None, None] * remove_mean(positions) + moved
+        skip = resting_rate(times)[:, None, None]
+        return skip * remove_mean(positions) + self.faded(times, learned)
 
-    def skip_and_scale(
-        self, times: Float[Tensor, "batch"]
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """Factors of the positions and of the learned part in the velocity."""
+    def faded(
+        self, times: Float[Tensor, "batch"], learned: Float[Tensor, "batch atoms dims"]
+    ) -> Float[Tensor, "batch atoms dims"]:
+        """The learned part without its mean, switched off where the data are at rest."""
+        return self.fading(times)[:, None, None] * remove_mean(learned)
+
+    def fading(self, times: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """c(t), the factor of the learned part."""
         noise = 1 - times
-        return resting_rate(times), noise / torch.sqrt(noise.square() + self.noise_scale**2)
+        return noise / torch.sqrt(noise.square() + self.noise_scale**2)

@@ -40,6 +40,7 @@ from boltztilt.networks.local_density_features import (
     switched,
 )
 from boltztilt.networks.pair_layout import PairLayout
+from boltztilt.sampling.flow import resting_rate
 
 if TYPE_CHECKING:
     from boltztilt.networks.local_density import LocalDensityField
@@ -100,9 +101,8 @@ def velocity_and_divergence(
     if field.collective is not None:
         collective, trace = field.collective.velocity_and_divergence(times, positions)
         learned, divergence = learned + collective, divergence + trace
-    skip, scale = field.skip_and_scale(times)
-    n_free = n_dims * (positions.shape[-2] - 1)
-    return field.velocity(times, positions, learned), skip * n_free + scale * divergence
+    at_rest = resting_rate(times) * n_dims * (positions.shape[-2] - 1)
+    return field.velocity(times, positions, learned), at_rest + field.fading(times) * divergence
 
 
 def gates_of_both_ends(

@@ -178,11 +178,11 @@ def jacobian_step(
     start, seen = views(times, centred, velocity)
     start_rate, seen_rate = views(times, centring_matrix(centred), jacobian)
     learned = learned_jacobian(layer, times, seen)
-    scale, pull = (each[:, None, None] for each in (layer.skip_and_scale(times)[1], pull))
+    fading, pull = (each[:, None, None] for each in (layer.fading(times), pull))
     change = (learned.jacobian - learned.jacobian.mean(1, keepdim=True)).flatten(1, 2)
     return (
-        velocity + pull * start + scale * remove_mean(learned.values),
-        jacobian + pull * start_rate + scale * (change @ seen_rate),
+        velocity + pull * start + layer.faded(times, learned.values),
+        jacobian + pull * start_rate + fading * (change @ seen_rate),
     )
 
 
