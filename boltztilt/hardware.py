@@ -88,9 +88,13 @@ def one_thread() -> Iterator[None]:
 
     For factorisations of batches of matrices: with several threads, torch calls MKL's in a way that
     fails without an error for matrices of 150 rows and more
-    (https://github.com/pytorch/pytorch/issues/142815, still so in torch 2.13).
+    (https://github.com/pytorch/pytorch/issues/142815, still so in torch 2.13). A thread that is
+    alone already is left so without a call, which would tell new threads to start alone, too.
     """
     before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield

@@ -28,6 +28,15 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def two_threads():
+    """Two threads of torch for the calling thread, in place of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def aldp():
     """Alanine dipeptide in implicit water."""

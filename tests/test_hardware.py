@@ -2,12 +2,14 @@
 
 import platform
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from boltztilt import hardware
-from boltztilt.hardware import fast_products, keep_freed_memory
+from boltztilt.hardware import fast_products, keep_freed_memory, one_thread
+from boltztilt.parallel import in_threads
 
 settings = getattr(torch.backends.mkldnn, "matmul", None)
 needs_choice = pytest.mark.skipif(
@@ -70,6 +72,29 @@ def test_a_library_that_rounds_is_not_used(as_amd, monkeypatch):
     before = settings.fp32_precision
     with fast_products():
         assert settings.fp32_precision == before
+
+
+def threads_of_a_new_thread():
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def alone():
+    with one_thread():
+        return torch.get_num_threads()
+
+
+def test_one_thread_is_one_until_it_ends(two_threads):
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    assert threads_of_a_new_thread() == 2
+
+
+def test_one_thread_in_a_worker_leaves_new_threads_as_they_were(two_threads):
+    assert list(in_threads([alone] * 4, torch.device("cpu"))) == [1] * 4
+    assert torch.get_num_threads() == 2
+    assert threads_of_a_new_thread() == 2
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")

@@ -165,14 +165,6 @@ def test_origins_belong_to_the_map_and_not_to_the_flow(field):
     assert (flow.positions - found.positions).abs().max() > 0.01
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_densities_of_many_atoms_are_right_with_several_threads(two_threads, generator):
     """Left alone, torch factorises batches of so large matrices wrongly, without an error."""
     positions = Gaussian(55, 3).sample(8, generator).double()
