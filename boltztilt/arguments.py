@@ -22,6 +22,15 @@ def open_sampler(target: str | Path, device: str = "cpu", system: str | None = N
     return sampler
 
 
+def checked_output(name: str, output: Path | None, force: bool) -> Path:
+    """Where a system's structures go, after checking that they can be written there."""
+    from boltztilt.sampling.ensemble import check_output
+
+    path = output or Path(f"{Path(name).stem}.dcd")
+    check_output(path, overwrite=force)
+    return path
+
+
 def check_device(device: str) -> None:
     """Raises ValueError where torch cannot use the device."""
     import torch

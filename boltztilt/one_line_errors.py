@@ -1,13 +1,16 @@
-"""How the command line answers bad input: in one line, without a traceback."""
+"""How the command line answers bad input and Ctrl-C: in one line, without a traceback."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+"""Exit codes, the second as shells report Ctrl-C."""
 
 
 class OneLineErrors(TyperGroup):
@@ -37,3 +40,9 @@ def fail(message: str) -> None:
     """Ends the program with the message on one line and the exit code for bad input."""
     print(f"boltztilt: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+def stopped(how_to_go_on: str) -> typer.Exit:
+    """What ends an interrupted program, once it is said how to go on."""
+    print(f"stopped; {how_to_go_on}", file=sys.stderr)
+    return typer.Exit(INTERRUPTED)

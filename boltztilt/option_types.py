@@ -8,9 +8,6 @@ from typing import Annotated
 
 import typer
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells report it."""
-
 
 class Solver(StrEnum):
     """Ways to follow the flow."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +16,8 @@ from boltztilt.arguments import (
     open_sampler,
     partial_path,
 )
+from boltztilt.one_line_errors import stopped
 from boltztilt.option_types import (
-    INTERRUPTED,
     ChosenSolver,
     Device,
     Force,
@@ -116,8 +115,7 @@ def reference(
     try:
         made = sample_reference(system, n, seed, partial, resume, quiet)
     except KeyboardInterrupt:
-        print(f"stopped; {next_reference_command(name, output, n, seed)}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise stopped(next_reference_command(name, output, n, seed)) from None
     rows = console.report_rows(made.report(), {"system", "convention"})
     console.print_table(f"{system.name}: {system.convention}", rows)
     made.save(output, overwrite=force)

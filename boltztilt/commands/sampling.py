@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from boltztilt import console
-from boltztilt.arguments import open_sampler
+from boltztilt.arguments import checked_output, open_sampler
 from boltztilt.option_types import (
     ChosenSolver,
     Count,
@@ -69,10 +69,7 @@ def sample(
       boltztilt sample lj55 -n 1000 --stochastic   better structures, no weights
       boltztilt sample runs/lj13 -n 200 -o trial.npz --seed 7
     """
-    from boltztilt.sampling.ensemble import check_output
-
-    path = output or Path(f"{Path(name).stem}.dcd")
-    check_output(path, overwrite=force)
+    path = checked_output(name, output, force)
     density = density and not stochastic
     if resample and not density:
         without = "--stochastic" if stochastic else "--no-density"
@@ -134,10 +131,7 @@ def anneal(
       boltztilt anneal my_system.toml -n 200 --resample --refine 100
       boltztilt anneal lj13 -n 2000 --per-group 64 --steps 8   steadier weights
     """
-    from boltztilt.sampling.ensemble import check_output
-
-    path = output or Path(f"{Path(name).stem}.dcd")
-    check_output(path, overwrite=force)
+    path = checked_output(name, output, force)
     from boltztilt.systems.system import load_system
     from boltztilt.tilt.annealing import anneal as anneal_chains
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,8 @@ import typer
 
 from boltztilt import console
 from boltztilt.arguments import check_device, check_run_folder, next_command, read_overrides
-from boltztilt.option_types import INTERRUPTED, Device, Force, Name, Quiet, Seed
+from boltztilt.one_line_errors import stopped
+from boltztilt.option_types import Device, Force, Name, Quiet, Seed
 
 
 def train(
@@ -71,8 +71,7 @@ def train(
                 **changes,
             )
     except KeyboardInterrupt:
-        print(f"stopped; {next_command(name, output)}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise stopped(next_command(name, output)) from None
     rows = console.report_rows(sampler.metadata, {"recipe", "start"})
     console.print_table(f"trained {name}", rows)
     console.print_files([output / "weights.safetensors", output / "log.csv"])

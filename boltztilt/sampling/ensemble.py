@@ -196,8 +196,7 @@ class Ensemble:
             found.append(
                 f"the weights have a heavy tail (Pareto k = {k:.1f}, above "
                 f"{LARGEST_PARETO_K}): the effective sample size falls as more structures are "
-                "drawn, and averages may be off by more than their errors; more steps of the "
-                "solver may make it lighter"
+                "drawn, and averages may be off by more than their errors"
             )
         if self.groups is not None and self.n_groups < FEW:
             found.append(

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
 from boltztilt.geometry import remove_mean
-from boltztilt.hardware import fast_products, structures_at_once
+from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
-from boltztilt.parallel import in_threads, share_size
+from boltztilt.sampling.batches import Progress, in_batches
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.flow import FlowResult
 from boltztilt.sampling.pace import measured_pace
@@ -37,8 +36,6 @@ from boltztilt.systems.system import System, available_systems, load_system
 
 WORTH_COMPILING = 1.5e7
 """Solver steps times pairs of atoms times layers from which on compilation pays."""
-
-Progress = Callable[[int, int], None]
 
 
 class Sampler:
@@ -263,7 +260,7 @@ class Sampler:
         way = Way(times, with_density, fill > 1, solver, backwards, starts_at_rest(self.metadata))
         carry = partial(carried, rates, way, self.device)
         size = batch_size or self._at_once(fill)
-        return self._in_batches(carry, (starts,), size, rates.compiled, progress)
+        return in_batches(carry, (starts,), size, rates.compiled, self.device, progress)
 
     def _stochastic(
         self,
@@ -278,36 +275,11 @@ class Sampler:
         rates = self._rates(len(starts) * n_rounds, "rk4")
         carry = partial(carried_with_noise, rates, self.system.base, n_rounds, self.device)
         size = batch_size or self._at_once()
-        return self._in_batches(carry, (starts, seeds), size, rates.compiled, progress)
+        return in_batches(carry, (starts, seeds), size, rates.compiled, self.device, progress)
 
     def _at_once(self, fill: int = 1) -> int:
         """Structures of a batch, where each fills `fill` times as much memory as usual."""
         return max(1, structures_at_once(self.system.n_atoms, self.device) // fill)
-
-    def _in_batches(
-        self,
-        carry: Callable[..., FlowResult],
-        inputs: tuple[Tensor, ...],
-        size: int,
-        padded: bool,
-        progress: Progress | None,
-    ) -> tuple[Tensor, Tensor]:
-        """End points and changes of log q of all batches, `padded` ones all of the same size."""
-        n = len(inputs[0])
-        if not padded:
-            size = share_size(n, size, self.device)
-        task = partial(_padded, carry, size) if padded else carry
-        parts = zip(*(values.split(size) for values in inputs), strict=True)
-        results: list[FlowResult] = []
-        done = 0
-        with fast_products():
-            for result in in_threads([partial(task, *part) for part in parts], self.device):
-                results.append(result)
-                done += len(result.positions)
-                if progress is not None:
-                    progress(done, n)
-        positions, change = zip(*results, strict=True)
-        return torch.cat(positions), torch.cat(change)
 
     def _rates(self, n_steps: int, solver: str) -> FieldRates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""
@@ -402,16 +374,3 @@ def sample(target: str | Path | System, n: int, seed: int = 0, **settings: Any) 
     Further settings are those of `Sampler.sample`.
     """
     return Sampler.load(target).sample(n, seed=seed, **settings)
-
-
-def _padded(carry: Callable[..., FlowResult], size: int, *inputs: Tensor) -> FlowResult:
-    """The same for a batch filled up to a size with copies of its first structure.
-
-    Compiled code then sees one size of batch, for which it compiles once.
-    """
-    n = len(inputs[0])
-    filled = (
-        torch.cat([each, each[:1].repeat(size - n, *[1] * (each.dim() - 1))]) for each in inputs
-    )
-    result = carry(*filled)
-    return FlowResult(result.positions[:n], result.log_density_change[:n])
