@@ -177,13 +177,29 @@ def test_reducible_error_is_that_beyond_the_conditional_mean(excess, benchmark_m
 
     sampler = SimpleNamespace(system=system, field=field)
     ends = system.potential.sample(n, generator)
-    found, whole = module["errors"](sampler, ends, ratio, 30, generator)
+    *halves, whole = module["errors"](sampler, ends, ratio, 30, generator)
     time = 1 / (1 + ratio)
     per_mode = (1 - time) ** 2 + time**2 / stiffness
     expected = system.base.dof * ((1 - time) * excess / ratio) ** 2 * per_mode
-    assert abs(found.mean() - expected) < 4 * found.std() / n**0.5
+    for found in halves:
+        assert abs(found.mean() - expected) < 4 * found.std() / n**0.5
     unavoidable = system.base.dof / (1 + ratio**2 * stiffness)
     assert abs(whole.mean() - expected - unavoidable) < 4 * whole.std() / n**0.5
+
+
+def test_chains_that_have_not_forgotten_show_in_the_first_half(benchmark_module, generator):
+    """The conditional mean is known here: all that is found stems from the true x1."""
+    module, ratio, stiffness = benchmark_module("reducible_error"), 1.0, 0.01
+    system = System("well", Harmonic(4, stiffness))
+
+    def field(times, positions):
+        t, noise = times[:, None, None], 1 - times[:, None, None]
+        return (t / stiffness - noise) / (noise**2 + t**2 / stiffness) * positions
+
+    sampler = SimpleNamespace(system=system, field=field)
+    ends = system.potential.sample(200, generator)
+    earlier, later, _ = module["errors"](sampler, ends, ratio, 160, generator)
+    assert earlier.mean() > 5 * later.mean().abs()
 
 
 def test_stochastic_rounds_compares_with_the_flow(run, tmp_path, generator):
