@@ -374,6 +374,21 @@ def test_local_density_becomes_the_first_layer_of_an_unrolled_field(small):
         torch.testing.assert_close(made.field.state_dict()[f"layers.0.{name}"], weight)
 
 
+def test_unrolled_field_gets_further_layers(tmp_path):
+    """They learn with the others; a start with more layers than the field is refused."""
+    deep = {**FROM_START, "likelihood_steps": 0, "network": {**NETWORK, "kind": "unrolled"}}
+    first = {**deep, "steps_per_rung": 1, "network": {**deep["network"], "n_layers": 2}}
+    two, three = tmp_path / "two", tmp_path / "three"
+    train(System("small", Harmonic(3)), two, **first)
+    made = train(LARGE, three, start_from=str(two), learning_rate=1e-12, **deep)
+    state = made.field.state_dict()
+    for name, weight in load_weights(two / "weights.safetensors")[0].items():
+        torch.testing.assert_close(state[name][: len(weight)], weight)
+    assert sum(name.startswith("layers.2.") for name in state)
+    with pytest.raises(ValueError, match=r"has a network with n_layers = 3; set the same"):
+        train(LARGE, start_from=str(three), **{**first, "steps_per_rung": 0})
+
+
 def test_stochastic_training_makes_a_conditional_mean():
     """The recipe of the system, changed for stochastic sampling and then by single settings."""
     network = {"n_hidden": 6, "n_channels": 2}

@@ -74,6 +74,13 @@ def test_starts_as_the_local_density_field_of_its_first_layer(generator):
     torch.testing.assert_close(field(TIMES, positions), first(TIMES, positions))
 
 
+def test_starts_as_an_unrolled_field_of_fewer_layers(generator):
+    shallower, positions = unrolled(2), lattice(generator)
+    field = UnrolledField(4, **SETTINGS).double()
+    field.load_state_dict(field.started_from(shallower.state_dict()))
+    torch.testing.assert_close(field(TIMES, positions), shallower(TIMES, positions))
+
+
 @pytest.mark.parametrize(("n_layers", "farthest"), [(2, 4), (3, 6)])
 def test_every_layer_reaches_two_neighbours_farther(n_layers, farthest, generator):
     """In a row of atoms that see their next neighbours alone, 2 n_layers atoms feel the first."""

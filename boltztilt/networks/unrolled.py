@@ -8,7 +8,7 @@ learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -148,10 +148,21 @@ class UnrolledField(nn.Module):
             partial(self.velocity_and_jacobian, step=step_with_jacobian),
         )
 
-    def started_from(self, first: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this field with the weights of a `LocalDensityField` in its first layer."""
-        placed = {f"layers.0.{name}": tensor for name, tensor in first.items()}
-        return {**self.state_dict(), **placed}
+    def started_from(self, shallower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of this field, of fresh weights, that does what a shallower one does.
+
+        Args:
+            shallower: the state of a `LocalDensityField`, which becomes the first layer, or that of
+                an unrolled field with fewer layers, which become the first ones.
+        """
+        if "pulls.bias" not in shallower:
+            shallower = {f"layers.0.{name}": tensor for name, tensor in shallower.items()}
+        state = self.state_dict()
+        for name, tensor in shallower.items():
+            if name.startswith("pulls."):
+                tensor = torch.cat([tensor, state[name][len(tensor) :]])
+            state[name] = tensor
+        return state
 
 
 def velocity_step(

@@ -77,7 +77,8 @@ class Recipe:
         start_from: the sampler with whose field polishing begins, instead of one learned on the
             ladder: a system with shipped weights, a run folder or a weights file. Fields of
             clusters do not depend on the number of atoms, and small ones teach most of the way.
-            The network must have the same settings; its energies and base may differ.
+            The network must have the same settings, though an unrolled field may have more layers;
+            energies and base may differ.
         matching_fraction: share of these that are plain flow matching on particles resampled and
             rejuvenated at the new level.
         first_rung_factor: the first rung, where the field is learned from nothing, gets this many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ class Start(NamedTuple):
 def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Start:
     """The weights of a system, run folder or file, for a field made with the given settings.
 
-    Those of a local-density field become the first layer of an unrolled one.
+    Those of a local-density field become the first layer of an unrolled one, and those of an
+    unrolled field with fewer layers the first ones.
 
     Raises:
         FileNotFoundError: there are no weights at the target.
@@ -33,8 +35,8 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
     weights, metadata = load_weights(find_weights(target)[0])
     other = metadata.get("recipe", {}).get("network", {})
     given, wanted = (with_defaults(settings) for settings in (other, network))
-    first_layer = isinstance(field, UnrolledField) and given["kind"] == "local_density"
-    if first_layer:
+    deepened = isinstance(field, UnrolledField) and depth(given) < wanted["n_layers"]
+    if deepened:
         given |= {name: wanted[name] for name in ("kind", "n_layers")}
     different = sorted(name for name in given | wanted if given.get(name) != wanted.get(name))
     if different:
@@ -47,7 +49,7 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
             f"recipe: start_from = {target!r} was trained up to a = {metadata.get('a')} only; "
             "finish its training first"
         )
-    if first_layer:
+    if deepened:
         assert isinstance(field, UnrolledField)
         weights = field.started_from(weights)
     try:
@@ -57,3 +59,10 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
             f"recipe: the field of start_from = {target!r} was made for other kinds of atoms"
         ) from error
     return Start(weights, metadata)
+
+
+def depth(network: Mapping[str, Any]) -> float:
+    """Layers of a network, as far as an unrolled field can begin with them; else infinite."""
+    if network["kind"] == "unrolled":
+        return float(network["n_layers"])
+    return 1.0 if network["kind"] == "local_density" else math.inf
