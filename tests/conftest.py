@@ -16,6 +16,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+pytest.register_assert_rewrite("command_line", "small_runs")
+
+
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def dtype(request):
     """Both precisions, one after the other."""
@@ -61,3 +64,30 @@ def jacobian_trace():
         return torch.stack(traces)
 
     return trace
+
+
+@pytest.fixture(scope="session")
+def system_file(tmp_path_factory):
+    """The file of a system that is trained in seconds."""
+    from command_line import SYSTEM
+
+    path = tmp_path_factory.mktemp("system") / "springs.toml"
+    path.write_text(SYSTEM)
+    return path
+
+
+@pytest.fixture(scope="session")
+def training_words(system_file):
+    """The arguments of its training, all but the run folder."""
+    return ["train", system_file, "--quiet"]
+
+
+@pytest.fixture(scope="session")
+def run_folder(training_words, tmp_path_factory):
+    """A finished, uninterrupted run."""
+    from command_line import spawn
+
+    folder = tmp_path_factory.mktemp("runs") / "springs"
+    finished = spawn(*training_words, "-o", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder

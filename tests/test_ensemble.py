@@ -12,7 +12,7 @@ import torch
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble, check_output
-from boltztilt.sampling.estimate import Estimate, pareto_k
+from boltztilt.sampling.estimate import pareto_k
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import refinement
 from boltztilt.systems.system import System, load_system
@@ -339,42 +339,6 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
     np.savez(tmp_path / "foreign.npz", positions=np.zeros(3))
     with pytest.raises(ValueError, match="energies"):
         Ensemble.load(tmp_path / "foreign.npz")
-
-
-@pytest.mark.parametrize(
-    ("estimate", "words"),
-    [
-        (Estimate(-43.0612, 0.0512), "-43.06 ± 0.05"),
-        (Estimate(-43.0612, 0.0151), "-43.061 ± 0.015"),
-        (Estimate(3.25, 12.0), "3 ± 12"),
-        (Estimate(1.5, 0.0), "1.5 ± 0"),
-        (Estimate(1.0, 5.2e-17), "1 ± 5e-17"),
-        (Estimate(2.9812e22, 3.2e22), "2.981e+22 ± 3e+22"),
-        (Estimate(1.5, math.nan), "1.5 ± unknown"),
-    ],
-)
-def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
-    assert str(estimate) == words
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
-def test_refinement_takes_the_steps_it_is_given(n_steps):
-    for stages in (refinement(n_steps), refinement(n_steps, 55)):
-        assert sum(number * length for number, length in stages) == n_steps
-
-
-def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator):
-    """Of 500 steps a tenth instead of a third are in short trajectories, the others in longer."""
-    ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
-    assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 2 of 3 and one of 54: two stages
-    assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
-    assert refinement(500, 55, 1 / 10) == [(16, 3), (8, 55), (1, 12)]
-    assert [length for _, length in refinement(500)] == [3, 17, 12]
-
-
-def test_refinement_without_steps_is_refused():
-    with pytest.raises(ValueError, match="n_steps is 0"):
-        refinement(0)
 
 
 def both_hands(system, weights):

@@ -1,88 +1,32 @@
-"""Alanine dipeptide against OpenMM's Reference platform, and what cannot be evaluated."""
+"""Alanine dipeptide against OpenMM's Reference platform, and frames that are no numbers."""
 
 import math
 import shutil
 import subprocess
 import sys
-from functools import cache
 from importlib.resources import files
 
-import numpy as np
 import openmm as mm
 import pytest
 import torch
-from openmm import app, unit
+from dipeptides import (
+    FORCE_FIELDS,
+    TEMPERATURE,
+    dipeptide,
+    distorted,
+    dynamics,
+    force_deviation,
+    reference,
+    translated,
+    with_force,
+)
 
 from boltztilt.energy import Potential
-from boltztilt.potentials.force_terms import PeriodicTorsions
-from boltztilt.potentials.molecular import ForceFieldPotential, molecular_potential
+from boltztilt.potentials.molecular import molecular_potential
 from boltztilt.potentials.openmm_potential import OpenMMPotential
 from boltztilt.testing import check_potential
 
-TEMPERATURE = 300.0
-FORCE_FIELDS = {
-    "vacuum": ("amber99sbildn.xml",),
-    "obc": ("amber99sbildn.xml", "amber99_obc.xml"),
-    "obc2": ("amber14-all.xml", "implicit/obc2.xml"),
-}
 LARGEST_ENERGY = 1e7  # kT; above it float64 does not resolve 1e-4 kT after a sum
-
-
-@cache
-def structure() -> app.PDBFile:
-    return app.PDBFile(str(files("boltztilt.systems") / "aldp.pdb"))
-
-
-@cache
-def force_field(name: str) -> app.ForceField:
-    return app.ForceField(*FORCE_FIELDS[name])
-
-
-def dipeptide(name: str = "obc", **options) -> mm.System:
-    options = {"constraints": None, "nonbondedMethod": app.NoCutoff} | options
-    return force_field(name).createSystem(structure().topology, **options)
-
-
-@cache
-def translated(name: str) -> ForceFieldPotential:
-    return molecular_potential(dipeptide(name), TEMPERATURE)
-
-
-@cache
-def reference(name: str) -> OpenMMPotential:
-    return OpenMMPotential(dipeptide(name), TEMPERATURE)
-
-
-@cache
-def dynamics(n: int, name: str = "obc") -> torch.Tensor:
-    """Frames of Langevin dynamics at 300 K, 20 fs apart, after 1 ps."""
-    integrator = mm.LangevinMiddleIntegrator(
-        TEMPERATURE * unit.kelvin, 5 / unit.picosecond, 1 * unit.femtosecond
-    )
-    integrator.setRandomNumberSeed(1)
-    platform = mm.Platform.getPlatformByName("Reference")
-    context = mm.Context(dipeptide(name), integrator, platform)
-    context.setPositions(structure().positions)
-    context.setVelocitiesToTemperature(TEMPERATURE, 1)
-    integrator.step(1000)
-    frames = []
-    for _ in range(n):
-        integrator.step(20)
-        state = context.getState(positions=True)
-        frames.append(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
-    return torch.from_numpy(np.stack(frames))
-
-
-def distorted(n: int, noise: float) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    frames = dynamics(20).repeat(math.ceil(n / 20), 1, 1)[:n]
-    return frames + noise * torch.randn(frames.shape, generator=generator, dtype=frames.dtype)
-
-
-def force_deviation(force: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest relative deviation of the forces of a frame."""
-    difference = (force - expected).flatten(1).norm(dim=1)
-    return (difference / expected.flatten(1).norm(dim=1)).max().item()
 
 
 def assert_agrees(name: str, frames: torch.Tensor) -> None:
@@ -230,18 +174,6 @@ def test_compiled_energies_and_forces_are_the_same():
     assert result.returncode == 0, result.stderr
 
 
-def with_force(force: mm.Force) -> mm.System:
-    system = dipeptide("vacuum")
-    system.addForce(force)
-    return system
-
-
-def stretched(n: int = 22) -> mm.CustomBondForce:
-    force = mm.CustomBondForce("10*(r-0.5)^2")
-    force.addBond(0, n - 1)
-    return force
-
-
 def test_phase_that_is_not_straight_breaks_the_mirror_symmetry():
     force = mm.PeriodicTorsionForce()
     force.addTorsion(4, 6, 8, 14, 2, 1.0, 20.0)
@@ -255,87 +187,6 @@ def test_phase_that_is_not_straight_breaks_the_mirror_symmetry():
     assert not potential.mirror_symmetric
     assert translated("vacuum").mirror_symmetric
     assert (potential.energy(-frames) - energy).abs().min() > 0.01
-
-
-def test_torsions_of_the_same_atoms_are_evaluated_once():
-    (torsions,) = (
-        term for term in translated("vacuum").terms if isinstance(term, PeriodicTorsions)
-    )
-    (force,) = (
-        force
-        for force in dipeptide("vacuum").getForces()
-        if isinstance(force, mm.PeriodicTorsionForce)
-    )
-    assert torsions.cosines.shape[1] < force.getNumTorsions()
-
-
-def test_unknown_force_falls_back_to_openmm_with_a_note():
-    system, frames = with_force(stretched()), dynamics(20)
-    with pytest.warns(UserWarning, match="CustomBondForce"):
-        potential = molecular_potential(system, TEMPERATURE)
-    assert isinstance(potential, OpenMMPotential)
-    assert (potential.centered, potential.mirror_symmetric) == (True, False)
-    length = (frames[:, 0] - frames[:, -1]).norm(dim=1)
-    added = 10 * (length - 0.5).square() / potential.kt
-    torch.testing.assert_close(potential.energy(frames) - reference("vacuum").energy(frames), added)
-
-
-def test_external_force_is_not_centred():
-    force = mm.CustomExternalForce("x^2")
-    force.addParticle(0)
-    with pytest.warns(UserWarning, match="CustomExternalForce"):
-        assert not molecular_potential(with_force(force), TEMPERATURE).centered
-
-
-def altered(name: str, kind: type[mm.Force], change) -> mm.System:
-    """The dipeptide after a change of one of its forces."""
-    system = dipeptide(name)
-    change(next(force for force in system.getForces() if isinstance(force, kind)))
-    return system
-
-
-NOT_TRANSLATED = {
-    "cutoff": lambda: altered(
-        "obc", mm.NonbondedForce, lambda force: force.setNonbondedMethod(force.CutoffPeriodic)
-    ),
-    "offsets": lambda: altered(
-        "obc",
-        mm.NonbondedForce,
-        lambda force: (
-            force.addGlobalParameter("scale", 0.5),
-            force.addParticleParameterOffset("scale", 0, 0.1, 0.0, 0.0),
-        ),
-    ),
-    "periodic": lambda: altered(
-        "obc", mm.HarmonicBondForce, lambda force: force.setUsesPeriodicBoundaryConditions(True)
-    ),
-    "salt": lambda: dipeptide("obc2", implicitSolventKappa=1.0),
-    "surface": lambda: altered(
-        "obc2",
-        mm.CustomGBForce,
-        lambda force: force.setEnergyTermParameters(1, "B^2", force.SingleParticle),
-    ),
-    "radii": lambda: altered(
-        "obc2",
-        mm.CustomGBForce,
-        lambda force: force.setComputedValueParameters(1, "B", "or+I", force.SingleParticle),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NOT_TRANSLATED)
-def test_variants_without_a_formula_fall_back(case):
-    with pytest.warns(UserWarning, match=r"NonbondedForce|HarmonicBondForce|CustomGBForce"):
-        assert isinstance(molecular_potential(NOT_TRANSLATED[case](), 300.0), OpenMMPotential)
-
-
-def test_solvent_without_surface_term_and_with_other_dielectrics_is_recognised():
-    system = dipeptide("obc2", sasaMethod=None, solventDielectric=10.0, soluteDielectric=2.0)
-    frames = dynamics(3)
-    expected = OpenMMPotential(system, TEMPERATURE).energy(frames)
-    torch.testing.assert_close(
-        molecular_potential(system, TEMPERATURE).energy(frames), expected, rtol=0.0, atol=1e-9
-    )
 
 
 def test_worker_processes_give_the_same_numbers():
@@ -397,38 +248,10 @@ def test_temperature_must_be_positive(make, temperature):
         make(dipeptide(), temperature)
 
 
-@pytest.mark.parametrize("make", [molecular_potential, OpenMMPotential])
-def test_constraints_are_refused_with_the_remedy(make):
-    with pytest.raises(ValueError, match=r"12 constraints.*constraints=None"):
-        make(dipeptide(constraints=app.HBonds), TEMPERATURE)
-
-
-@pytest.mark.parametrize("make", [molecular_potential, OpenMMPotential])
-def test_virtual_sites_are_refused(make):
-    system = dipeptide()
-    system.setParticleMass(3, 0.0)
-    system.setVirtualSite(3, mm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
-    with pytest.raises(ValueError, match="particle 3 of the System is a virtual site"):
-        make(system, TEMPERATURE)
-
-
 @pytest.mark.parametrize("potential", [translated, reference])
 def test_wrong_number_of_atoms_is_refused(potential):
     with pytest.raises(ValueError, match=r"\(1, 21, 3\).*expected \(batch, 22, 3\)"):
         potential("obc").energy(torch.zeros(1, 21, 3))
-
-
-def test_what_is_not_a_system_is_refused():
-    with pytest.raises(TypeError, match=r"expected an openmm\.System, got str"):
-        molecular_potential("aldp.pdb", TEMPERATURE)
-
-
-def test_system_without_forces_is_refused():
-    system = mm.System()
-    for _ in range(2):
-        system.addParticle(1.0)
-    with pytest.raises(ValueError, match="has no force"):
-        molecular_potential(system, TEMPERATURE)
 
 
 def test_unknown_platform_lists_the_known_ones():
@@ -439,10 +262,3 @@ def test_unknown_platform_lists_the_known_ones():
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="n_workers must be at least 1, got 0"):
         OpenMMPotential(dipeptide(), TEMPERATURE, n_workers=0)
-
-
-def test_missing_openmm_is_named(monkeypatch):
-    system = dipeptide()
-    monkeypatch.setitem(sys.modules, "openmm", None)
-    with pytest.raises(ImportError, match="pip install openmm"):
-        molecular_potential(system, TEMPERATURE)

@@ -1,75 +1,22 @@
-"""Samplers with exact fields: weights, log-densities, errors of integration; files; bad input."""
+"""Samplers with exact fields: weights, log-densities, errors of integration; bad input."""
 
 import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from wells import NETWORK, exact_sampler, rough_sampler, well
 
 from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
-from boltztilt.sampling.sampler import Sampler, sample
+from boltztilt.sampling.sampler import Sampler
 from boltztilt.sampling.solvers import (
     DEFAULT_STEPS,
     MULTISTEP_STEPS,
     PACED_STEPS,
     STEPS_WITHOUT_DENSITY,
-    STOCHASTIC_ROUNDS,
 )
 from boltztilt.systems.system import System, load_system
-
-STIFFNESS = 4.0
-NETWORK = {"kind": "local_density", "n_hidden": 8, "n_channels": 3, "max_degree": 1}
-WELL = """
-name = "well"
-[potential]
-kind = "harmonic"
-n_atoms = 4
-stiffness = 4.0
-"""
-
-
-class Contraction(nn.Module):
-    """b = 2 t log(std) x turns N(0, 1) into N(0, std²): exact for a harmonic well."""
-
-    def __init__(self, system: System) -> None:
-        super().__init__()
-        self.dof = system.base.dof
-        self.log_std = nn.Parameter(torch.tensor(-0.5 * math.log(STIFFNESS)))
-
-    def forward(self, times, positions):
-        return 2 * times[:, None, None] * self.log_std * positions
-
-    def velocity_and_divergence(self, times, positions):
-        return self(times, positions), 2 * times * self.log_std * self.dof
-
-
-def well(centered: bool = True) -> System:
-    return System("well", Harmonic(n_atoms=4, stiffness=STIFFNESS, centered=centered))
-
-
-def exact_sampler(centered: bool = True) -> Sampler:
-    system = well(centered)
-    return Sampler(system, Contraction(system), {"n_energy": 17})
-
-
-def rough_sampler(system: System, network: dict = NETWORK, roughness: float = 0.1) -> Sampler:
-    """A small network off its start: no good sampler, but all its numbers are defined."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        field = build_network(network, system)
-        for parameter in field.parameters():
-            parameter.data += roughness * torch.randn(parameter.shape)
-    return Sampler(system, field, {"system": system.name, "recipe": {"network": network}})
-
-
-@pytest.fixture
-def well_file(tmp_path):
-    path = tmp_path / "well.toml"
-    path.write_text(WELL)
-    return path
 
 
 @pytest.mark.parametrize("centered", [True, False])
@@ -262,86 +209,6 @@ def test_integration_error_is_the_change_on_halving_the_step():
     assert sampler.integration_error(coarse) == pytest.approx(expected, rel=1e-2)
 
 
-def test_saved_sampler_draws_the_same_samples(tmp_path):
-    sampler, path = rough_sampler(well()), tmp_path / "weights.safetensors"
-    sampler.save(path)
-    loaded = Sampler.load(path, well())
-    first, again = sampler.sample(5, n_steps=2), loaded.sample(5, n_steps=2)
-    assert torch.equal(first.positions, again.positions)
-    assert torch.equal(first.log_weights, again.log_weights)
-    assert loaded.metadata == sampler.metadata
-
-
-def test_run_folder_with_its_system_needs_nothing_else(tmp_path, well_file):
-    well_file.rename(tmp_path / "system.toml")
-    sampler = rough_sampler(well())
-    sampler.save(tmp_path / "weights.safetensors")
-    drawn = sample(tmp_path, 5, seed=2, n_steps=2)
-    assert torch.equal(drawn.positions, sampler.sample(5, seed=2, n_steps=2).positions)
-    assert drawn.system.potential.stiffness == STIFFNESS
-
-
-def test_weights_beside_the_file_of_a_system_are_found_by_it(tmp_path, well_file):
-    rough_sampler(well()).save(tmp_path / "well.safetensors")
-    assert Sampler.load(well_file).system.name == "well"
-
-
-def test_weights_of_another_system_are_refused(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    rough_sampler(well()).save(path)
-    other = System("trap", Harmonic(n_atoms=4))
-    with pytest.raises(ValueError, match="was trained for 'well', not for 'trap'"):
-        Sampler.load(path, other)
-
-
-def test_weights_that_do_not_fit_their_network_are_refused(tmp_path):
-    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
-    sampler.metadata["recipe"] = {"network": {**NETWORK, "n_hidden": 16}}
-    sampler.save(path)
-    with pytest.raises(ValueError, match="does not fit its own network"):
-        Sampler.load(path, well())
-
-
-@pytest.mark.parametrize("metadata", [{}, {"system": "well"}, {"system": "well", "recipe": None}])
-def test_weights_that_do_not_tell_what_they_are_for_are_refused(metadata, tmp_path):
-    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
-    sampler.metadata = metadata
-    sampler.save(path)
-    with pytest.raises(ValueError, match="does not tell its system and network"):
-        Sampler.load(path, well())
-
-
-def test_corrupt_and_foreign_weights_are_refused(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    path.write_bytes(b"no weights at all")
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        Sampler.load(path, well())
-    save_file({"a": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="no boltztilt weights"):
-        Sampler.load(path, well())
-
-
-def test_missing_weights_name_the_command_that_makes_them(tmp_path, well_file):
-    with pytest.raises(FileNotFoundError, match=r"boltztilt train .*well\.toml -o runs/well"):
-        Sampler.load(well_file)
-    with pytest.raises(FileNotFoundError, match=r"train them with boltztilt\.train\(system, out="):
-        sample(well(), 5)
-    with pytest.raises(FileNotFoundError, match=r"holds no weights\.safetensors: train"):
-        Sampler.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such weights file"):
-        Sampler.load(tmp_path / "absent.safetensors")
-
-
-def test_a_system_stands_for_its_shipped_weights():
-    by_name, by_system = sample("dw4", 5), sample(load_system("dw4"), 5)
-    assert torch.equal(by_name.positions, by_system.positions)
-
-
-def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'lj13'"):
-        sample("lj31", 5)
-
-
 @pytest.mark.parametrize("n", [0, -5])
 def test_samples_that_are_none_are_refused(n):
     with pytest.raises(ValueError, match="sample at least 1"):
@@ -358,73 +225,6 @@ def test_unknown_solver_is_refused_with_the_known_ones():
 def test_flow_without_steps_is_refused():
     with pytest.raises(ValueError, match="at least one step"):
         exact_sampler().sample(2, n_steps=0)
-
-
-class ConditionalMean(nn.Module):
-    """E[x1 - x0 | x_t] for independent pairs of N(0, 1) and the harmonic well."""
-
-    def __init__(self, system: System) -> None:
-        super().__init__()
-        self.dof = system.base.dof
-        self.variance = nn.Parameter(torch.tensor(1 / STIFFNESS))
-
-    def rate(self, times):
-        noise = 1 - times
-        return (times * self.variance - noise) / (noise**2 + times**2 * self.variance)
-
-    def forward(self, times, positions):
-        return self.rate(times)[:, None, None] * positions
-
-    def velocity_and_divergence(self, times, positions):
-        return self(times, positions), self.rate(times) * self.dof
-
-
-def stochastic_sampler(**recipe) -> Sampler:
-    system, recipe = well(), {"coupling": "independent", **recipe}
-    return Sampler(system, ConditionalMean(system), {"recipe": recipe})
-
-
-def test_stochastic_samples_have_the_law_of_the_target_and_no_weights():
-    ensemble = stochastic_sampler().sample(2000, seed=3, stochastic=True)
-    assert not ensemble.has_weights
-    assert ensemble.info["stochastic"]
-    assert ensemble.info["n_steps"] == STOCHASTIC_ROUNDS
-    dof = ensemble.system.base.dof
-    mean = ensemble.mean_energy(weighted=False)
-    assert abs(mean.value - dof / 2) < 4 * mean.error
-    assert ensemble.energies.std() == pytest.approx(math.sqrt(dof / 2), rel=0.1)
-
-
-def test_batches_of_stochastic_samples_change_nothing_but_rounding():
-    sampler = stochastic_sampler()
-    settings = {"seed": 5, "n_steps": 3, "stochastic": True}
-    whole, parts = sampler.sample(23, **settings), sampler.sample(23, batch_size=7, **settings)
-    torch.testing.assert_close(parts.positions, whole.positions, atol=1e-5, rtol=1e-5)
-    other = sampler.sample(23, **{**settings, "seed": 6})
-    assert (other.positions - whole.positions).abs().min() > 0
-
-
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ({"coupling": "aligned"}, r"coupling = 'aligned'.*needs 'independent'.*--stochastic"),
-        ({"likelihood_steps": 600}, "likelihood_steps = 600.*needs 0"),
-    ],
-)
-def test_fields_without_known_noise_are_refused_for_stochastic_sampling(recipe, words):
-    with pytest.raises(ValueError, match=words):
-        stochastic_sampler(**recipe).sample(2, stochastic=True)
-
-
-def test_stochastic_sampling_refuses_the_adaptive_solver():
-    with pytest.raises(ValueError, match="its own steps: leave out the solver, not 'dopri5'"):
-        stochastic_sampler().sample(2, stochastic=True, solver="dopri5")
-
-
-def test_shipped_droplet_drawn_with_noise_is_close_to_equilibrium():
-    """Raw energies of LJ-55; the reference has a median of -325.8 and a spread of 14."""
-    ensemble = sample("lj55", 8, seed=2, stochastic=True, n_steps=12)
-    assert -350 < ensemble.energies.median() < -295
 
 
 def test_weights_carry_over_to_another_number_of_atoms():
@@ -473,27 +273,3 @@ def test_mirror_images_of_a_molecule_are_not_drawn_and_have_no_density():
     torch.testing.assert_close(one_hand, expected, rtol=0, atol=0.02)
     torch.testing.assert_close(drawn.log_density, expected, rtol=0, atol=0.02)
     assert (sampler.log_density(-drawn.positions, n_steps=10) == -math.inf).all()
-
-
-def test_weights_for_another_number_of_atoms_are_refused(tmp_path):
-    """Fields of alike atoms would take them without complaint."""
-    path, sampler = tmp_path / "weights.safetensors", rough_sampler(well())
-    sampler.metadata["n_atoms"] = 4
-    sampler.save(path)
-    other = System("well", Harmonic(n_atoms=7))
-    with pytest.raises(ValueError, match="trained for 4 atoms, but 'well' has 7"):
-        Sampler.load(path, other)
-
-
-def test_weights_of_a_system_without_a_file_ask_for_it(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    rough_sampler(well()).save(path)
-    with pytest.raises(ValueError, match=r"'well', which no file describes.*system=\.\.\."):
-        Sampler.load(path)
-
-
-def test_run_folder_of_a_system_without_a_name_is_opened(tmp_path, well_file):
-    text = well_file.read_text().replace('name = "well"', "")
-    (tmp_path / "system.toml").write_text(text)
-    rough_sampler(well()).save(tmp_path / "weights.safetensors")
-    assert Sampler.load(tmp_path).system.name == "well"

@@ -3,16 +3,15 @@
 import csv
 import math
 import os
-import shutil
 import signal
 import threading
 from itertools import pairwise
 
 import pytest
 import torch
+from small_runs import SMALL, assert_same, cluster, finish, result
 
 from boltztilt.checkpoint import load_weights
-from boltztilt.potentials.gaussian_mixture import GaussianMixture
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import Sampler
@@ -20,53 +19,6 @@ from boltztilt.systems.system import System
 from boltztilt.tilt.recipe import RECENTRINGS
 from boltztilt.tilt.status import LOG_COLUMNS
 from boltztilt.tilt.training import train
-
-SMALL = {
-    "network": {"kind": "perceptron", "n_hidden": 8, "n_layers": 2},
-    "n_particles": 64,
-    "rollout_steps": 2,
-    "recentring_steps": 2,
-    "steps_per_rung": 3,
-    "polish_steps": 7,
-    "polish_refresh": 2,
-    "polish_rollout_every": 2,
-    "polish_particles": 32,
-    "polish_chain_steps": 2,
-    "likelihood_steps": 3,
-    "likelihood_batch": 4,
-    "likelihood_solver_steps": 2,
-    "batch_size": 16,
-    "cess": 0.7,
-    "warmup_steps": 4,
-    "optimiser": "adamw",
-}
-
-
-def cluster():
-    return System("cluster", Harmonic(3, 3.0, 2))
-
-
-def result(folder):
-    """Weights and log of a run, the time column left out."""
-    weights, metadata = load_weights(folder / "weights.safetensors")
-    with open(folder / "log.csv", newline="") as file:
-        rows = [row[:-1] for row in csv.reader(file)]
-    return weights, rows, {**metadata, "wall_time": None}
-
-
-def assert_same(first, second):
-    (weights, rows, metadata), (others, other_rows, other_metadata) = first, second
-    assert rows == other_rows
-    assert metadata == other_metadata
-    assert weights.keys() == others.keys()
-    for name, tensor in weights.items():
-        assert torch.equal(tensor, others[name]), name
-
-
-def finish(system, folder):
-    """Continues a run to its end."""
-    sampler = train(system, out=folder, resume=True)
-    assert sampler.metadata["finished"]
 
 
 @pytest.fixture(scope="module")
@@ -335,60 +287,6 @@ def test_particles_carried_from_rung_to_rung_resume_exactly(tmp_path):
     assert_same(result(tmp_path / "whole"), result(tmp_path / "cut"))
 
 
-NETWORK = {"kind": "local_density", "n_hidden": 4, "n_channels": 2, "max_degree": 1}
-FROM_START = {**SMALL, "network": NETWORK, "steps_per_rung": 0, "polish_rollout_every": 0}
-LARGE = System("large", Harmonic(5, 3.0))
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A run folder with a field of three atoms."""
-    folder = tmp_path_factory.mktemp("small")
-    train(System("small", Harmonic(3)), folder, **{**SMALL, "network": NETWORK})
-    return folder
-
-
-def test_polishing_begins_with_the_field_of_another_sampler(small):
-    """A field of clusters does not depend on their size; it stays as it is at a rate of zero."""
-    rates = {"learning_rate": 1e-12, "likelihood_rate": 1e-12}
-    seen = []
-    made = train(LARGE, start_from=str(small), progress=seen.append, **FROM_START, **rates)
-    for status in seen:  # no update yet, no loss
-        waiting = status.stage == "ladder" or (status.stage, status.step) == ("polish", 0)
-        assert math.isnan(status.loss) == waiting
-    assert all(0 <= status.fraction_done <= 1 for status in seen)
-    assert seen[-1].fraction_done == 1.0
-    assert made.metadata["a"] == 1.0
-    assert made.metadata["n_rungs"] > 1
-    assert made.metadata["n_updates"] == SMALL["polish_steps"] + SMALL["likelihood_steps"]
-    assert made.metadata["start"]["system"] == "small"
-    for name, weight in load_weights(small / "weights.safetensors")[0].items():
-        torch.testing.assert_close(made.field.state_dict()[name], weight)
-
-
-def test_local_density_becomes_the_first_layer_of_an_unrolled_field(small):
-    rates = {"learning_rate": 1e-12, "likelihood_steps": 0}
-    settings = {**FROM_START, **rates, "network": {**NETWORK, "kind": "unrolled", "n_layers": 2}}
-    made = train(LARGE, start_from=str(small), **settings)
-    for name, weight in load_weights(small / "weights.safetensors")[0].items():
-        torch.testing.assert_close(made.field.state_dict()[f"layers.0.{name}"], weight)
-
-
-def test_unrolled_field_gets_further_layers(tmp_path):
-    """They learn with the others; a start with more layers than the field is refused."""
-    deep = {**FROM_START, "likelihood_steps": 0, "network": {**NETWORK, "kind": "unrolled"}}
-    first = {**deep, "steps_per_rung": 1, "network": {**deep["network"], "n_layers": 2}}
-    two, three = tmp_path / "two", tmp_path / "three"
-    train(System("small", Harmonic(3)), two, **first)
-    made = train(LARGE, three, start_from=str(two), learning_rate=1e-12, **deep)
-    state = made.field.state_dict()
-    for name, weight in load_weights(two / "weights.safetensors")[0].items():
-        torch.testing.assert_close(state[name][: len(weight)], weight)
-    assert sum(name.startswith("layers.2.") for name in state)
-    with pytest.raises(ValueError, match=r"has a network with n_layers = 3; set the same"):
-        train(LARGE, start_from=str(three), **{**first, "steps_per_rung": 0})
-
-
 def test_stochastic_training_makes_a_conditional_mean():
     """The recipe of the system, changed for stochastic sampling and then by single settings."""
     network = {"n_hidden": 6, "n_channels": 2}
@@ -406,37 +304,6 @@ def test_stochastic_training_makes_a_conditional_mean():
     assert recipe["network"] == expected
     ensemble = sampler.sample(5, n_steps=2, stochastic=True)
     assert torch.isfinite(ensemble.energies).all()
-
-
-def test_start_is_kept_with_the_run(small, tmp_path):
-    """A run that was interrupted on the ladder needs the folder it starts from no more."""
-    start, whole, parts = (tmp_path / name for name in ("start", "whole", "parts"))
-    shutil.copytree(small, start)
-    train(LARGE, whole, start_from=str(start), **FROM_START)
-    train(LARGE, parts, max_minutes=0.0, start_from=str(start), **FROM_START)
-    shutil.rmtree(start)
-    finish(LARGE, parts)
-    assert_same(result(parts), result(whole))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"network": {**NETWORK, "reach": 9.0}}, r"has a network with reach = 6\.0; set the same"),
-        ({"polish_rollout_every": 5}, "set polish_rollout_every = 0, not 5"),
-        ({"steps_per_rung": 3}, "set steps_per_rung = 0, not 3"),
-    ],
-)
-def test_start_that_does_not_fit_is_refused(changes, words, small):
-    with pytest.raises(ValueError, match=words):
-        train(LARGE, start_from=str(small), **{**FROM_START, **changes})
-
-
-def test_start_that_did_not_reach_the_target_is_refused(tmp_path):
-    settings = {**SMALL, "network": NETWORK}
-    train(System("small", Harmonic(3, 3.0)), tmp_path, max_minutes=0.0, **settings)
-    with pytest.raises(ValueError, match="finish its training first"):
-        train(LARGE, start_from=str(tmp_path), **FROM_START)
 
 
 def test_likelihood_by_forces_resumes_exactly(tmp_path):
@@ -519,64 +386,3 @@ def test_progress_tells_where_the_run_stands():
     assert all(a.fraction_done <= b.fraction_done for a, b in pairwise(seen[-10:]))
     assert seen[-1].step == seen[-1].n_steps == SMALL["likelihood_steps"]
     assert all(a.seconds <= b.seconds for a, b in pairwise(seen))
-
-
-MODES = GaussianMixture(
-    [[[-1.2, 0.0]], [[1.2, 0.4]]], stds=[0.5, 0.4], weights=[0.35, 0.65], log_z=1.5
-)
-SLOPE = torch.tensor([[0.3, -0.5]], dtype=torch.float64)
-PLANE = {
-    "network": {"kind": "perceptron", "n_hidden": 48},
-    "coupling": "independent",
-    "n_particles": 1024,
-    "rollout_steps": 8,
-    "recentring_steps": 10,
-    "steps_per_rung": 40,
-    "first_rung_factor": 3.0,
-    "polish_steps": 0,
-    "warmup_steps": 10,
-    "average_decay": 0.98,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"objective": "itm"},
-        {"objective": "wfm"},
-        {"objective": "wfm", "exact_weights": True, "matching_fraction": 0.0},
-        {"objective": "itm", "recentring": "hmc"},
-    ],
-    ids=["itm", "wfm", "exact weights", "hmc"],
-)
-def test_trained_mixture_has_exact_mean_modes_and_free_energy(changes):
-    """The target is a mixture tilted by a linear reward: a mixture again, known exactly."""
-    target = MODES.tilted(SLOPE)
-    sampler = train(System("mixture", target), seed=1, **{**PLANE, "polish_steps": 1000}, **changes)
-    check_mixture(sampler, target, n=4000, smallest_ess=0.8, raw_error=0.12)
-
-
-def check_mixture(sampler, target, n, smallest_ess, raw_error):
-    ensemble = sampler.sample(n, seed=2)
-    assert ensemble.ess > smallest_ess
-    log_z = ensemble.log_z
-    assert abs(log_z.value - target.log_z) < 3.5 * log_z.error
-    exact = target.mean()[0]
-
-    def share_of_first(positions):
-        return target._log_terms(positions.double()).softmax(dim=1)[:, 0]
-
-    expected = [float(exact[0]), float(exact[1]), float(target.weights[0])]
-    observables = [lambda x: x[:, 0, 0], lambda x: x[:, 0, 1], share_of_first]
-    for observable, value in zip(observables, expected, strict=True):
-        weighted = ensemble.mean(observable)
-        assert abs(weighted.value - value) < 3.5 * weighted.error
-        raw = ensemble.mean(observable, weighted=False)
-        assert abs(raw.value - value) < raw_error
-
-
-def test_short_training_samples_the_tilted_mixture():
-    target = MODES.tilted(SLOPE)
-    sampler = train(System("mixture", target), seed=1, **PLANE)
-    check_mixture(sampler, target, n=1500, smallest_ess=0.4, raw_error=0.5)

@@ -1,0 +1,27 @@
+"""The stages of a refinement."""
+
+import pytest
+import torch
+
+from boltztilt.sampling.ensemble import Ensemble
+from boltztilt.sampling.refinement import refinement
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
+def test_refinement_takes_the_steps_it_is_given(n_steps):
+    for stages in (refinement(n_steps), refinement(n_steps, 55)):
+        assert sum(number * length for number, length in stages) == n_steps
+
+
+def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator):
+    """Of 500 steps a tenth instead of a third are in short trajectories, the others in longer."""
+    ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
+    assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 2 of 3 and one of 54: two stages
+    assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
+    assert refinement(500, 55, 1 / 10) == [(16, 3), (8, 55), (1, 12)]
+    assert [length for _, length in refinement(500)] == [3, 17, 12]
+
+
+def test_refinement_without_steps_is_refused():
+    with pytest.raises(ValueError, match="n_steps is 0"):
+        refinement(0)
