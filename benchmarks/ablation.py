@@ -64,12 +64,12 @@ def train_and_judge(
     settings: dict[str, Any], options: argparse.Namespace, reference: Reference
 ) -> dict[str, Any]:
     """One row: training with these settings, and what came of it."""
-    system = reference.system
-    recipe = Recipe.from_mapping(merged(system.recipe, settings))
-    started = process_time()
+    system, started = reference.system, process_time()
     try:
+        recipe = Recipe.from_mapping(merged(system.recipe, settings))
         run = TrainingRun(system, recipe, options.seed, "cpu")
-        while process_time() - started < 60 * options.minutes:
+        run.read_start()
+        while not run.finished and process_time() - started < 60 * options.minutes:
             run.update()
     except ValueError as error:
         return {"refused": str(error)}

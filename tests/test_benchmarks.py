@@ -158,6 +158,15 @@ def test_ablation_keeps_its_rows_and_refuses_other_conditions(run, dw4_reference
         run("ablation", *words, "--minutes", 0.002)
 
 
+def test_ablation_shows_refused_settings_and_reads_where_to_start(run, dw4_reference, tmp_path):
+    words = ["dw4", "-n", 8, "--chains", 16, "--steps-per-rung", 0, "--minutes", 0.001]
+    words += ["--reference", dw4_reference, "--out", tmp_path / "rows.json", "--threads", 1]
+    words += ["--rows", "default", "--set", 'start_from="absent"', "polish_rollout_every=0"]
+    text = run("ablation", *words)
+    assert figures(text, "default")[0] == "refused"
+    assert "default was refused: unknown system 'absent'" in text
+
+
 def test_gradient_variance_is_larger_for_weighted_flow_matching_at_small_steps(run):
     text = run("gradient_variance", "dw4", "-n", 16, "--batches", 20, "--threads", 1)
     ratios = [float(line.split()[-1]) for line in text.splitlines() if "WFM / ITM" in line]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from boltztilt.potentials.harmonic import Harmonic
-from boltztilt.sampling import pace
 from boltztilt.sampling.flow import warped_grid
 from boltztilt.sampling.pace import N_BLOCKS, paced_grid
 from boltztilt.sampling.sampler import Sampler
@@ -102,7 +101,7 @@ def test_structures_without_finite_energy_do_not_matter():
 
 
 def test_the_pace_is_kept_with_the_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr(pace, "N_BLOCKS", 4)  # cheaper
+    monkeypatch.setattr("boltztilt.sampling.pace.N_BLOCKS", 4)  # cheaper
     paced = Sampler.load("dw4").paced(2)
     paced.save(tmp_path / "paced.safetensors")
     again = Sampler.load(tmp_path / "paced.safetensors")

@@ -14,7 +14,6 @@ from small_runs import SMALL, assert_same, cluster, finish, result
 from boltztilt.checkpoint import load_weights
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
-from boltztilt.sampling import pace
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
 from boltztilt.tilt.recipe import RECENTRINGS
@@ -178,7 +177,7 @@ def test_finished_run_resumes_to_itself(tmp_path):
 
 
 def test_pace_is_measured_at_the_end_and_only_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(pace, "N_BLOCKS", 4)  # cheaper
+    monkeypatch.setattr("boltztilt.sampling.pace.N_BLOCKS", 4)  # cheaper
     seen = []
     settings = {**SMALL, "pace_structures": 3}
     assert "pace" not in train(cluster(), out=tmp_path, max_minutes=0.0, **settings).metadata
