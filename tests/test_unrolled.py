@@ -81,6 +81,25 @@ def test_starts_as_an_unrolled_field_of_fewer_layers(generator):
     torch.testing.assert_close(field(TIMES, positions), shallower(TIMES, positions))
 
 
+def test_new_layers_begin_as_silenced_copies_of_the_last_one(generator):
+    """All that leads up to the last weights is copied, so that a few updates already help."""
+    shallower = unrolled(2)
+    field = UnrolledField(4, **SETTINGS).double()
+    field.load_state_dict(field.started_from(shallower.state_dict()))
+    copied, given = field.layers[3], shallower.layers[1]
+    torch.testing.assert_close(copied.edge_hidden.weight, given.edge_hidden.weight)
+    assert copied.correction(TIMES, lattice(generator)).abs().max() == 0
+    with torch.no_grad():
+        for name in ("output", "modulation.weight", "modulation.bias", "node_gates.weight"):
+            copied.get_parameter(name).copy_(given.get_parameter(name))
+        for name in ("node_gates.bias", "node_vectors.weight", "node_vectors.bias"):
+            copied.get_parameter(name).copy_(given.get_parameter(name))
+    positions = lattice(generator)
+    torch.testing.assert_close(
+        copied.correction(TIMES, positions), given.correction(TIMES, positions)
+    )
+
+
 @pytest.mark.parametrize(("n_layers", "farthest"), [(2, 4), (3, 6)])
 def test_every_layer_reaches_two_neighbours_farther(n_layers, farthest, generator):
     """In a row of atoms that see their next neighbours alone, 2 n_layers atoms feel the first."""

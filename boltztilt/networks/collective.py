@@ -80,6 +80,10 @@ class CollectiveField(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.output = nn.Linear(width, n_roles * n_vectors, bias=False)
         self.drift = nn.Linear(TIME_WIDTH, n_roles * n_vectors)
+        self.silence()
+
+    def silence(self) -> None:
+        """Zeroes the last weights, and so the velocity."""
         for parameter in (self.output.weight, self.drift.weight, self.drift.bias):
             nn.init.zeros_(parameter)
 

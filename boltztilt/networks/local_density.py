@@ -129,16 +129,23 @@ class LocalDensityField(nn.Module):
             self.register_buffer(
                 f"gradient_tensor_{degree}", gradient_tensor(degree), persistent=False
             )
-        self._start_at_base(n_hidden)
+        self.silence()
 
-    def _start_at_base(self, n_hidden: int) -> None:
-        """Zeroes the last layers: a fresh field is the exact one at a = 0, which tilting needs."""
-        for layer in (self.node_gates, self.node_vectors):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    def silence(self) -> None:
+        """Zeroes the last weights, and so `correction`; what leads up to them stays.
+
+        A fresh field is silent, and so the exact one at a = 0, which tilting needs.
+        """
+        last = [self.output, *self.node_gates.parameters(), *self.node_vectors.parameters()]
+        if self.kinds is not None:
+            last.append(self.kinds.edge_gates)
         with torch.no_grad():
-            self.modulation.weight[-n_hidden:] = 0
-            self.modulation.bias[-n_hidden:] = 0
+            for parameter in last:
+                parameter.zero_()
+            for parameter in self.modulation.parameters():
+                parameter[-len(self.output) :] = 0
+        if self.collective is not None:
+            self.collective.silence()
 
     def forward(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]

@@ -8,6 +8,7 @@ learned.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -149,7 +150,10 @@ class UnrolledField(nn.Module):
         )
 
     def started_from(self, shallower: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this field, of fresh weights, that does what a shallower one does.
+        """The state of this field that does what a shallower one does.
+
+        The other layers are copies of its last one, silenced: they see what it sees and say
+        nothing yet. Fresh weights in their place disturb the field before they help.
 
         Args:
             shallower: the state of a `LocalDensityField`, which becomes the first layer, or that of
@@ -157,12 +161,19 @@ class UnrolledField(nn.Module):
         """
         if "pulls.bias" not in shallower:
             shallower = {f"layers.0.{name}": tensor for name, tensor in shallower.items()}
-        state = self.state_dict()
+        deeper = copy.deepcopy(self)
+        state = deeper.state_dict()
         for name, tensor in shallower.items():
             if name.startswith("pulls."):
                 tensor = torch.cat([tensor, state[name][len(tensor) :]])
             state[name] = tensor
-        return state
+        deeper.load_state_dict(state)
+        layers: Any = deeper.layers
+        last = max(int(name.split(".")[1]) for name in shallower if name.startswith("layers."))
+        for layer in layers[last + 1 :]:
+            layer.load_state_dict(layers[last].state_dict())
+            layer.silence()
+        return deeper.state_dict()
 
 
 def velocity_step(

@@ -26,7 +26,7 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
     """The weights of a system, run folder or file, for a field made with the given settings.
 
     Those of a local-density field become the first layer of an unrolled one, and those of an
-    unrolled field with fewer layers the first ones.
+    unrolled field with fewer layers the first ones; see `UnrolledField.started_from`.
 
     Raises:
         FileNotFoundError: there are no weights at the target.
@@ -49,10 +49,10 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
             f"recipe: start_from = {target!r} was trained up to a = {metadata.get('a')} only; "
             "finish its training first"
         )
-    if deepened:
-        assert isinstance(field, UnrolledField)
-        weights = field.started_from(weights)
     try:
+        if deepened:
+            assert isinstance(field, UnrolledField)
+            weights = field.started_from(weights)
         copy.deepcopy(field).load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
