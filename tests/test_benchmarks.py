@@ -15,6 +15,8 @@ from boltztilt.analysis.reference import Reference
 from boltztilt.networks.egnn import EGNN
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.divergence import brute_force_divergence
+from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.solvers import MULTISTEP_STEPS
 from boltztilt.systems.system import System, load_system
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -68,14 +70,25 @@ def test_help_shows_the_command_and_the_docstring(name, run, capsys):
     assert "--seed" in text
 
 
-@pytest.mark.parametrize("n_layers", [1, 2])
-def test_density_cost_compares_with_the_velocity_and_the_exact_field(n_layers, run):
-    small = ("-n", 1, "--sizes", 3, "--turns", 1, "--width", 8, "--layers", 1)
-    small += ("--unrolled", n_layers)
+@pytest.mark.parametrize("field", ["--unrolled 1", "--unrolled 2", "--sampler lj55"])
+def test_density_cost_compares_with_the_velocity_and_the_exact_field(field, run):
+    small = ("-n", 1, "--sizes", 3, "--turns", 1, "--width", 8, "--layers", 1, *field.split())
     text = run("density_cost", *small, "--threads", 1)
     assert figures(text, "field: velocity ")[-2] == "1.0"
     assert figures(text, "field: velocity and divergence")[-1] == "1"
     assert float(figures(text, "EGNN: D products one by one")[-1]) > 0
+
+
+def test_density_cost_at_the_steps_of_a_sampler(benchmark_module):
+    """Equal parts of a batch, each at the time of a step; none at t = 0, where the field is -x."""
+    module = benchmark_module("density_cost")
+    moments = module["evaluated_at"](Sampler.load("lj55"))
+    assert moments[0] > 0
+    assert len(moments) == MULTISTEP_STEPS - 1
+    seen = module["in_turn"](lambda times, part: (times, len(part)), moments)
+    parts = seen(torch.rand(3), torch.randn(2 * len(moments), 4, 3))
+    assert [n for _, n in parts] == [2] * len(moments)
+    torch.testing.assert_close(torch.stack([times[0] for times, _ in parts]), torch.tensor(moments))
 
 
 def test_products_together_are_the_exact_divergence(benchmark_module):

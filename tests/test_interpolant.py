@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from boltztilt.tilt.interpolant import Pairs, draw_times, interpolate
+from boltztilt.tilt.interpolant import Bridge, Pairs, draw_times, interpolate
 
 SMALLEST_NOISE = 0.005
 
@@ -79,3 +79,15 @@ def test_times_do_not_depend_on_the_place_of_a_pair(generator):
     )
     z = (first.mean(0) - 0.5) / math.sqrt(1 / 12 / 2000)
     assert z.abs().max() < 3.5
+
+
+def test_points_in_order_stay_with_their_times(generator):
+    positions, rates = torch.randn(2, 9, 4, 3, generator=generator)
+    times, weights, factors = torch.rand(3, 9, generator=generator)
+    bridge = Bridge(times, positions, rates, weights, factors)
+    ordered = bridge.in_order()
+    assert (ordered.times.diff() > 0).all()
+    for now, before in zip(ordered.times, ordered.positions, strict=True):
+        assert torch.equal(before, positions[times == now][0])
+    for part in zip(ordered, bridge, strict=True):
+        torch.testing.assert_close(part[0].sum(), part[1].sum())

@@ -62,6 +62,10 @@ def test_unrolled_field_gets_further_layers(tmp_path):
     for name, weight in load_weights(two / "weights.safetensors")[0].items():
         torch.testing.assert_close(state[name][: len(weight)], weight)
     assert sum(name.startswith("layers.2.") for name in state)
+    some = {**deep, "network": {**deep["network"], "n_throughout": 2}}
+    train(LARGE, start_from=str(two), **some)
+    with pytest.raises(ValueError, match=r"has a network with n_throughout = 0; set the same"):
+        train(LARGE, start_from=str(three), **some)
     with pytest.raises(ValueError, match=r"has a network with n_layers = 3; set the same"):
         train(LARGE, start_from=str(three), **{**first, "steps_per_rung": 0})
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from boltztilt.networks.local_density import LocalDensityField
-from boltztilt.networks.unrolled import UnrolledField, jacobian_step, velocity_step
+from boltztilt.networks.unrolled import (
+    ACTING,
+    UnrolledField,
+    how_far,
+    jacobian_step,
+    velocity_step,
+)
 from boltztilt.testing import jittered_lattice, random_rotation
 
 EXACT = 1e-9
@@ -45,9 +51,13 @@ def test_velocity_ignores_translation_and_keeps_the_centre(generator):
 
 
 @pytest.mark.parametrize("n_dims", [2, 3])
-@pytest.mark.parametrize("cutoff", [None, 1.4], ids=["by Jacobians", "by products"])
-def test_divergence_equals_the_trace_of_the_jacobian(cutoff, n_dims, jacobian_trace, generator):
-    field, positions = unrolled(3, cutoff=cutoff), 0.3 + lattice(generator, n_dims)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"n_throughout": 1}, {"cutoff": 1.4}],
+    ids=["by Jacobians", "layers that come and go", "by products"],
+)
+def test_divergence_equals_the_trace_of_the_jacobian(settings, n_dims, jacobian_trace, generator):
+    field, positions = unrolled(3, **settings), 0.3 + lattice(generator, n_dims)
     velocity, divergence = field.velocity_and_divergence(TIMES, positions)
     torch.testing.assert_close(velocity, field(TIMES, positions), atol=EXACT, rtol=EXACT)
     expected = jacobian_trace(field, TIMES, positions)
@@ -120,6 +130,54 @@ def test_every_layer_reaches_two_neighbours_farther(n_layers, farthest, generato
     assert felt.nonzero().flatten().tolist() == list(range(farthest + 1))
 
 
+def times_of(ratios: list[float]) -> torch.Tensor:
+    """The times at which the noise is so many times the signal."""
+    return 1 / (1 + torch.tensor(ratios, dtype=torch.float64))
+
+
+def test_layers_come_and_go_smoothly():
+    start, full, fading, gone = ACTING
+    between = [(start * full) ** 0.5, (fading * gone) ** 0.5]
+    shares = how_far(times_of([start, between[0], full, fading, between[1], gone]))
+    expected = torch.tensor([0, 0.5, 1, 1, 0.5, 0], dtype=torch.float64)
+    torch.testing.assert_close(shares, expected)
+    assert (how_far(torch.tensor([0.0, 1.0])) == 0).all()
+    times = torch.linspace(0.5, 0.99, 2000, dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(how_far(times).sum(), times)
+    assert slopes.diff().abs().max() < 0.06 * slopes.abs().max()
+
+
+def test_layers_that_do_not_act_throughout_are_gone_at_other_times(generator):
+    field, shallower = unrolled(4, n_throughout=2), UnrolledField(2, **SETTINGS).double()
+    state = field.state_dict()
+    state |= {name: state[name][:1] for name in ("pulls.weight", "pulls.bias")}
+    shallower.load_state_dict({name: state[name] for name in shallower.state_dict()})
+    positions = lattice(generator)
+    outside, inside = times_of([9.0, 0.71, 0.049, 0.001]), times_of([0.49, 0.3, 0.2, 0.09])
+    for times in (outside, inside):
+        same = field(times, positions) - shallower(times, positions)
+        assert ((same.flatten(1).norm(dim=1) < EXACT) == (how_far(times) == 0)).all()
+    whole = UnrolledField(4, **SETTINGS).double()
+    whole.load_state_dict(field.state_dict())
+    torch.testing.assert_close(field(inside, positions), whole(inside, positions))
+
+
+def test_layers_that_are_gone_at_all_times_of_a_batch_are_not_called(generator):
+    field, positions = unrolled(4, n_throughout=2), lattice(generator)
+    called = []
+
+    def compile(function):
+        return lambda layer, *inputs: called.append(layer) or function(layer, *inputs)
+
+    velocity, divergence, _ = field.with_steps(compile)
+    velocity(times_of([9.0, 2.0, 0.04, 0.01]), positions)
+    divergence(times_of([9.0, 2.0, 0.04, 0.01]), positions)
+    assert called == 2 * list(field.layers)[:2]
+    called.clear()
+    velocity(times_of([9.0, 2.0, 0.3, 0.01]), positions)
+    assert called == list(field.layers)
+
+
 def test_steps_of_all_layers_may_be_one_compiled_function(generator):
     field, positions = unrolled(3), lattice(generator)
     passed = []
@@ -145,3 +203,9 @@ def test_steps_of_all_layers_may_be_one_compiled_function(generator):
 def test_a_single_layer_is_refused():
     with pytest.raises(ValueError, match="at least 2, got 1; a single layer is kind = 'local"):
         UnrolledField(1)
+
+
+@pytest.mark.parametrize("n_throughout", [-1, 4])
+def test_more_layers_throughout_than_there_are_are_refused(n_throughout):
+    with pytest.raises(ValueError, match=f"n_layers = 3, got {n_throughout}"):
+        UnrolledField(3, n_throughout)

@@ -9,6 +9,7 @@ learned.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +26,11 @@ from boltztilt.networks.time_features import TimeFeatures
 from boltztilt.sampling.divergence import brute_force_divergence
 from boltztilt.sampling.flow import Rates, Velocity, resting_rate
 from boltztilt.sampling.multistep import VelocityAndJacobian
+
+ACTING = (0.05, 0.08, 0.5, 0.7)
+"""Noise over signal, (1-t)/t, at which the layers that do not act throughout begin to act, act in
+full, begin to fade and are gone. In between a structure takes shape, which is hard to guess; before
+that little is to be known, and afterwards each atom sees where it belongs."""
 
 
 class UnrolledField(nn.Module):
@@ -50,6 +56,8 @@ class UnrolledField(nn.Module):
 
     Args:
         n_layers: layers, at least 2; the cost grows in proportion.
+        n_throughout: how many of them act at all times, the others only at those of `ACTING`;
+            elsewhere these cost nothing. 0 for all layers.
         pairing, settings: of every layer, see `LocalDensityField`.
     """
 
@@ -59,13 +67,25 @@ class UnrolledField(nn.Module):
     Divergences are as dear in time: solvers make their steps in halves (`runge_kutta`).
     """
 
-    def __init__(self, n_layers: int = 3, pairing: Pairing | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        n_layers: int = 3,
+        n_throughout: int = 0,
+        pairing: Pairing | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__()
         if n_layers < 2:
             raise ValueError(
                 f"an unrolled field needs n_layers of at least 2, got {n_layers}; a single layer "
                 "is kind = 'local_density'"
             )
+        if not 0 <= n_throughout <= n_layers:
+            raise ValueError(
+                f"an unrolled field needs n_throughout from 0, for all its layers, to n_layers = "
+                f"{n_layers}, got {n_throughout}"
+            )
+        self.n_throughout = n_throughout or n_layers
         layers = [LocalDensityField(pairing=pairing, **settings) for _ in range(n_layers)]
         n_hidden = len(layers[0].output)
         self.layers = nn.ModuleList(layers)
@@ -84,8 +104,9 @@ class UnrolledField(nn.Module):
         step = step or velocity_step
         centred = remove_mean(positions)
         velocity = torch.zeros_like(centred)
-        for layer, pull in self.layers_with_pulls(times):
-            velocity = step(layer, times, pull, centred, velocity)
+        for layer, pull, share in self.acting_layers(times):
+            following = step(layer, times, pull, centred, velocity)
+            velocity = following if share is None else torch.lerp(velocity, following, share)
         return velocity
 
     def velocity_and_divergence(
@@ -121,18 +142,30 @@ class UnrolledField(nn.Module):
         velocity = torch.zeros_like(centred)
         n_coordinates = centred[0].numel()
         jacobian = centred.new_zeros(len(centred), n_coordinates, n_coordinates)
-        for layer, pull in self.layers_with_pulls(times):
-            velocity, jacobian = step(layer, times, pull, centred, velocity, jacobian)
+        for layer, pull, share in self.acting_layers(times):
+            following, its_jacobian = step(layer, times, pull, centred, velocity, jacobian)
+            if share is not None:
+                following = torch.lerp(velocity, following, share)
+                its_jacobian = torch.lerp(jacobian, its_jacobian, share)
+            velocity, jacobian = following, its_jacobian
         return velocity, jacobian
 
-    def layers_with_pulls(
+    def acting_layers(
         self, times: Float[Tensor, "batch"]
-    ) -> Iterator[tuple[LocalDensityField, Float[Tensor, "batch"]]]:
-        """The layers, each with a_k(t)."""
+    ) -> Iterator[tuple[LocalDensityField, Float[Tensor, "batch"], Tensor | None]]:
+        """The layers that act at one of the times, each with a_k(t) and how far it acts.
+
+        How far, `(batch, 1, 1)` from 0 to 1, is None for layers that act throughout.
+        """
         learned = self.pulls(self.time_features(times))
-        pulls = torch.cat([resting_rate(times).unsqueeze(1), learned], 1)
+        pulls = torch.cat([resting_rate(times).unsqueeze(1), learned], 1).unbind(1)
+        share = how_far(times)[:, None, None]
+        n = self.n_throughout
+        if n < len(self.layers) and not bool((share > 0).any()):
+            pulls = pulls[:n]
         layers: Any = self.layers
-        return zip(layers, pulls.unbind(1), strict=True)
+        for number, (layer, pull) in enumerate(zip(layers, pulls, strict=False)):
+            yield layer, pull, None if number < n else share
 
     def with_steps(
         self, compile: Callable[[Callable], Any]
@@ -206,6 +239,15 @@ def jacobian_step(
         velocity + pull * start + layer.faded(times, learned.values),
         jacobian + pull * start_rate + fading * (change @ seen_rate),
     )
+
+
+def how_far(times: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """How far layers act that do not act throughout: smooth from 0 to 1 and back, by `ACTING`."""
+    ratio = (1 - times).log() - times.log()
+    start, full, fading, gone = (math.log(each) for each in ACTING)
+    rising = ((ratio - start) / (full - start)).clamp(0, 1)
+    falling = ((gone - ratio) / (gone - fading)).clamp(0, 1)
+    return rising.square() * (3 - 2 * rising) * falling.square() * (3 - 2 * falling)
 
 
 def views(

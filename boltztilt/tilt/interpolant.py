@@ -31,6 +31,11 @@ class Bridge(NamedTuple):
     weights: Float[Tensor, "batch"]
     factors: Float[Tensor, "batch"]
 
+    def in_order(self) -> Bridge:
+        """The same points from the earliest to the latest."""
+        order = self.times.argsort()
+        return Bridge(*(values[order] for values in self))
+
     def split(self, size: int) -> Iterator[Bridge]:
         """The same points in parts of at most `size`."""
         parts = zip(*(values.split(size) for values in self), strict=True)

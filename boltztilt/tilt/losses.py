@@ -156,7 +156,11 @@ class Losses:
         weights: Tensor | None = None,
         uniform_times: int | None = None,
     ) -> list[tuple[float, Bridge]]:
-        """The batch of one update in parts for the workers, with their shares of the batch."""
+        """The batch of one update in parts for the workers, with their shares of the batch.
+
+        Parts hold points of like times, so that layers which act at some times only can be left out
+        of the others.
+        """
         whole = draw_bridge(
             particles,
             torch.ones(len(particles), device=self.device) if weights is None else weights,
@@ -168,7 +172,7 @@ class Losses:
             self.recipe.uniform_times if uniform_times is None else uniform_times,
         )
         n = self.recipe.batch_size
-        parts = whole.split(structures_per_share(n, self.system.n_atoms, self.device))
+        parts = whole.in_order().split(structures_per_share(n, self.system.n_atoms, self.device))
         return [(len(part.times) / n, part) for part in parts]
 
 

@@ -18,9 +18,9 @@ from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
-from boltztilt.networks.compilation import compiled
 from boltztilt.sampling.refinement import LONG_TRAJECTORY
 from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.transport import FieldRates
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
 from boltztilt.tilt.losses import Losses, Share, add_gradients
@@ -54,20 +54,22 @@ class TrainingRun:
         self.start: Start | None = None
         self.average = copy.deepcopy(self.field).requires_grad_(False)
         self.old_field = copy.deepcopy(self.average)
-        exact: Any = self.field
         self.frozen = copy.deepcopy(self.average)
-        frozen: Any = self.frozen
-        self.old_velocity = compiled(self.old_field, self.old_field, recipe.compile)
+        learned, old, frozen = (
+            FieldRates.of(each, recipe.compile)
+            for each in (self.field, self.old_field, self.frozen)
+        )
+        self.old_velocity = old.velocity
         self.potential = CountedPotential(system.potential)
         self.losses = Losses(
             system,
             self.potential,
             recipe,
-            compiled(self.field, self.field, recipe.compile),
-            compiled(exact.velocity_and_divergence, self.field, recipe.compile),
+            learned.velocity,
+            learned.velocity_and_divergence,
             self.old_velocity,
-            compiled(self.frozen, self.frozen, recipe.compile),
-            compiled(frozen.velocity_and_divergence, self.frozen, recipe.compile),
+            frozen.velocity,
+            frozen.velocity_and_divergence,
             self.generator,
             self.device,
         )

@@ -37,7 +37,7 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
     given, wanted = (with_defaults(settings) for settings in (other, network))
     deepened = isinstance(field, UnrolledField) and depth(given) < wanted["n_layers"]
     if deepened:
-        given |= {name: wanted[name] for name in ("kind", "n_layers")}
+        given |= {name: wanted[name] for name in ("kind", "n_layers", "n_throughout")}
     different = sorted(name for name in given | wanted if given.get(name) != wanted.get(name))
     if different:
         words = ", ".join(f"{name} = {given.get(name)}" for name in different)
