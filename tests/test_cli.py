@@ -56,6 +56,7 @@ def test_info_states_the_energy_convention(system_file, run_folder):
 
 def test_info_tells_the_runs_before_in_a_row_each():
     words = " ".join(boltztilt("info", "lj55").stdout.split())
+    assert "started from lj55: n updates 3,400, n energy 8,547,328, wall time 1343.4" in words
     assert "started from lj55: n updates 5,000, n energy 6,456,320, wall time 2894.2" in words
     assert "started from lj13: n updates 6,650" in words
     assert "placed by errors measured in 16 parts" in words

@@ -23,8 +23,8 @@ MOST_ERROR = 5.0
 LEAST_ERROR = 1e-3
 """In nats; smaller errors are rounding."""
 
-EARLY_STEPS = 0.7
-"""What the first quarter of the pace is worth to the multistep solver, whose frame shrinks with the
+EARLY_STEPS = 0.85
+"""What the first half of the pace is worth to the multistep solver, whose frame shrinks with the
 cloud: there Runge-Kutta steps err most by the shrinking alone."""
 
 Carry = Callable[[Tensor, Tensor], FlowResult]
@@ -97,13 +97,13 @@ def paced_grid(
     Between times of the pace steps are those of `warped_grid`, which is the pace of itself.
 
     Args:
-        early: how many steps the first quarter of the pace gets, compared with the others.
+        early: how many steps the first half of the pace gets, compared with the second.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; a flow needs at least one step")
     known, even = (torch.linspace(0, 1, n, dtype=torch.float64) for n in (len(pace), n_steps + 1))
-    done = torch.tensor([0.0, early, early + 3], dtype=torch.float64) / (early + 3)
-    wanted = interpolated(even, done, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    done = torch.tensor([0.0, early, early + 1], dtype=torch.float64) / (early + 1)
+    wanted = interpolated(even, done, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
     return 1 - interpolated(wanted, known, (1 - pace).sqrt()) ** 2
 
 

@@ -21,7 +21,7 @@ PACED_STEPS = 9
 STEPS_WITHOUT_DENSITY = 8
 """Steps that structures alone need: LJ-55 energies are then off by 0.1 kT, LJ-13 by 0.02 kT."""
 
-MULTISTEP_STEPS = 13
+MULTISTEP_STEPS = 16
 """Steps of the map whose own density is known. For LJ-55 its overlap with the target is then 0.18
 (N = 10,000), that of the flow about 0.19."""
 
