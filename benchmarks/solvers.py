@@ -38,7 +38,7 @@ def main() -> None:
         "sampler", nargs="?", default="lj55", help="with a field that has Jacobians"
     )
     parser.add_argument("--log-z", type=float, help="of the target, from another source")
-    parser.add_argument("--multistep", type=int, nargs="+", default=[13], help="numbers of steps")
+    parser.add_argument("--multistep", type=int, nargs="+", default=[16], help="numbers of steps")
     parser.add_argument("--rk4", type=int, nargs="+", default=[9], help="numbers of steps")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     options = begin(parser)

@@ -37,7 +37,7 @@ Steps = Annotated[
     int | None,
     typer.Option(
         "--steps",
-        help="Steps of the solver. Default: multistep 13; rk4 14, at a measured pace 9, without "
+        help="Steps of the solver. Default: multistep 16; rk4 14, at a measured pace 9, without "
         "density 8; rounds of noise: 25.",
         min=1,
     ),
