@@ -9,7 +9,8 @@ The rate of change of a log-density is the velocity and its exact divergence. Th
 field has the divergence in closed form; for the EGNN (5 layers of 128 hidden units unless said)
 it takes D = 3n forward-mode products, all of which are made here: one after the other, and some
 `--together` at a time through `torch.func.vmap`, which evaluates the network itself only once for
-them. The same brute force on the field itself tells the formula from the architecture.
+them. The same brute force on the field itself tells the formula from the architecture (not with
+`--sampler`).
 
 Times are CPU time per structure, medians over turns in which all variants run one after the other;
 ratios are medians over turns too. Batches hold as many pairs as `-n` clusters of 13 atoms, those
@@ -99,11 +100,9 @@ def times_per_structure(
     seed: int,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds per structure of every variant in every turn, and the structures in its batch."""
-    products = in_turn(partial(brute_force_divergence, field), moments)
     variants: dict[str, tuple[Callable, int]] = {
         "field: velocity": (in_turn(field, moments), n),
         EXACT: (in_turn(field.velocity_and_divergence, moments), n),
-        "field: D products one by one": (products, FEW),
         "EGNN: velocity": (egnn, n),
         "EGNN: D products one by one": (partial(brute_force_divergence, egnn), FEW),
         f"EGNN: D products, {n_together} together": (
@@ -111,9 +110,11 @@ def times_per_structure(
             FEW,
         ),
     }
+    if moments is None:  # by a sampler's steps they would take minutes
+        variants["field: D products one by one"] = (partial(brute_force_divergence, field), FEW)
     batches = {name: batch_size(size, n_atoms) for name, (_, size) in variants.items()}
     if moments is not None:  # as many structures at each
-        for name in ("field: velocity", EXACT, "field: D products one by one"):
+        for name in ("field: velocity", EXACT):
             batches[name] = len(moments) * -(-batches[name] // len(moments))
     positions = droplets(max(batches.values()), n_atoms, seed)
     times = torch.rand(len(positions))

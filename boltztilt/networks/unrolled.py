@@ -159,13 +159,13 @@ class UnrolledField(nn.Module):
         """
         learned = self.pulls(self.time_features(times))
         pulls = torch.cat([resting_rate(times).unsqueeze(1), learned], 1).unbind(1)
-        share = how_far(times)[:, None, None]
-        n = self.n_throughout
-        if n < len(self.layers) and not bool((share > 0).any()):
-            pulls = pulls[:n]
-        layers: Any = self.layers
+        n, layers, share = self.n_throughout, list[Any](self.layers), None
+        if n < len(layers):
+            share = how_far(times)[:, None, None]
+            if not bool((share > 0).any()):
+                layers = layers[:n]
         for number, (layer, pull) in enumerate(zip(layers, pulls, strict=False)):
-            yield layer, pull, None if number < n else share
+            yield layer, pull, share if number >= n else None
 
     def with_steps(
         self, compile: Callable[[Callable], Any]
