@@ -87,7 +87,7 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     return {
         "ess": ensemble.ess,
         "elbo": ensemble.elbo.value,
-        "eubo": eubo(at_reference).value,
+        "eubo": eubo(*at_reference).value,
         "w2_raw": energy_wasserstein(ensemble.energies, reference.energies),
         "w2_reweighted": energy_wasserstein(
             ensemble.energies, reference.energies, ensemble.weights

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
+    from boltztilt.systems.system import System
 
 
 def open_sampler(target: str | Path, device: str = "cpu", system: str | None = None) -> Sampler:
@@ -26,9 +27,17 @@ def checked_output(name: str, output: Path | None, force: bool) -> Path:
     """Where a system's structures go, after checking that they can be written there."""
     from boltztilt.sampling.ensemble import check_output
 
-    path = output or Path(f"{Path(name).stem}.dcd")
+    path = output or Path(f"{Path(name).resolve().stem}.dcd")
     check_output(path, overwrite=force)
     return path
+
+
+def check_trajectory(path: Path, system: System) -> None:
+    """Raises ValueError, before any work, where a file cannot hold the system's structures."""
+    from boltztilt.export import check_dimensions
+
+    if path.suffix != ".npz":
+        check_dimensions(system.n_dims)
 
 
 def check_device(device: str) -> None:
@@ -117,13 +126,14 @@ def next_reference_command(name: str, output: Path, n: int, seed: int) -> str:
     if not partial_path(output).exists():
         return "nothing was kept yet: start again"
     words = ["boltztilt", "reference", name, "-n", str(n), "-o", str(output)]
-    words += ["--seed", str(seed), "--resume"]
+    words += ["--seed", str(seed), "--resume", *(["--force"] if output.exists() else [])]
     return f"continue with: {shlex.join(words)}"
 
 
-def evaluation_folder(target: str) -> Path:
-    """The run folder itself, or `NAME_evaluation` in the current folder."""
+def evaluation_folder(target: str, output: Path | None) -> Path:
+    """The folder of a report: the given one, the run folder itself, or `NAME_evaluation` here."""
     path = Path(target)
-    if path.is_dir():
-        return path
-    return Path(f"{path.stem}_evaluation")
+    folder = output or (path if path.is_dir() else Path(f"{path.stem}_evaluation"))
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give the folder of the report")
+    return folder

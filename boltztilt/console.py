@@ -236,7 +236,7 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     rows = [("structures", str(len(ensemble.energies)))]
     mean = energy_words(ensemble.mean_energy(weighted=False))
     raw = f"{mean}, median {ensemble.median_energy:.2f}"
-    if ensemble.has_weights:
+    if ensemble.any_weight:
         rows += [
             ("ESS", f"{ensemble.ess:.1%} ({ensemble.ess * len(ensemble.energies):.0f} effective)"),
             *basin_rows(ensemble),
@@ -250,8 +250,6 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     if "mirrored" in ensemble.info:
         share = as_words(ensemble.info["mirrored"])
         rows.append(("mirror images", f"{share} of the structures, 0.5 expected"))
-    rows.append(("energy calls", f"{ensemble.info['n_energy']:,}"))
-    rows.append(("time", f"{ensemble.info['wall_time']:.1f} s"))
     if "integration_error" in ensemble.info:
         error = f"{ensemble.info['integration_error']:.2g}"
         words = f"{error}, weighted rms change of log q at half the step"
@@ -259,6 +257,21 @@ def sample_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
     if ensemble.info.get("folded"):
         rows.append(("folds", f"{ensemble.info['folded']} structures, given no weight"))
     return rows
+
+
+def refined_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """Names and values of the figures printed after refinement, if there was any."""
+    if "refine_steps" not in ensemble.info:
+        return []
+    return [("<U> refined", energy_words(ensemble.mean_energy(weighted=False)))]
+
+
+def cost_rows(ensemble: Ensemble) -> list[tuple[str, str]]:
+    """What the structures cost, whatever was done to them."""
+    return [
+        ("energy calls", f"{ensemble.info['n_energy']:,}"),
+        ("time", f"{ensemble.info['wall_time']:.1f} s"),
+    ]
 
 
 def basin_rows(ensemble: Ensemble) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ def write_trajectory(
     if bad:
         raise ValueError(
             f"cannot write {path}: {bad} of {len(positions)} configurations have non-finite "
-            "positions; drop them, or write .npz, which keeps them"
+            "positions, which only .npz keeps"
         )
     trajectory = _trajectory(positions, system)
     with atomic_path(path) as temporary:
@@ -75,13 +75,18 @@ def to_nanometres(
     positions: Float[Tensor, "frames atoms dims"], nm_per_length: float
 ) -> Float[np.ndarray, "frames atoms 3"]:
     """Returns the positions in nm, in three dimensions, as float32."""
-    if positions.shape[2] > 3:
-        raise ValueError(
-            f"files hold at most 3 dimensions, the positions have {positions.shape[2]}"
-        )
+    check_dimensions(positions.shape[2])
     scaled = nm_per_length * positions.detach().cpu().double()
     padded = torch.nn.functional.pad(scaled, (0, 3 - positions.shape[2]))
     return padded.float().numpy()
+
+
+def check_dimensions(n_dims: int) -> None:
+    """Raises ValueError where trajectories and topologies cannot hold as many dimensions."""
+    if n_dims > 3:
+        raise ValueError(
+            f"trajectories hold at most 3 dimensions, the positions have {n_dims}: write .npz"
+        )
 
 
 def _trajectory(positions: Tensor, system: "System") -> "mdtraj.Trajectory":

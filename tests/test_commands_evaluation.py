@@ -8,9 +8,13 @@ import mdtraj
 import numpy as np
 import openmm.app
 import pytest
+import torch
 from command_line import assert_refused, boltztilt
 
 from boltztilt.analysis import dynamics, molecular_reference
+from boltztilt.analysis.reference import Reference
+from boltztilt.arguments import next_reference_command
+from boltztilt.systems.system import load_system
 
 
 def test_stochastic_field_is_trained_sampled_and_evaluated(training_words, tmp_path):
@@ -49,6 +53,24 @@ def test_evaluate_makes_and_keeps_a_reference(run_folder, tmp_path):
     kept = (folder / "reference.npz").read_bytes()
     assert boltztilt(*words).exit_code == 0
     assert (folder / "reference.npz").read_bytes() == kept
+    assert "30 structures, annealed Hamiltonian Monte Carlo" in result.stdout
+
+
+def test_evaluate_says_that_its_reference_is_not_equilibrated(run_folder, tmp_path):
+    system = load_system(run_folder / "system.toml")
+    positions = system.base.sample(40, torch.Generator().manual_seed(0))
+    energies = system.potential.energy(positions).double()
+    Reference(positions, energies, system, {"drift": 12.0}).save(tmp_path / "drifting.npz")
+    words = ["evaluate", run_folder, "-n", 30, "--reference", tmp_path / "drifting.npz"]
+    result = boltztilt(*words, "-o", tmp_path / "out", "--steps", 3, "-q")
+    assert result.exit_code == 0, result.output
+    assert "40 structures, given" in result.stdout
+    assert "not equilibrated: mean energy drifts by +12.0" in result.stderr
+
+
+def test_evaluate_refuses_a_file_as_its_folder(run_folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert_refused(boltztilt("evaluate", run_folder, "-o", tmp_path / "out"), "out is a file")
 
 
 def test_evaluate_refuses_a_foreign_reference(run_folder, tmp_path):
@@ -121,6 +143,11 @@ def test_reference_of_a_molecule_survives_an_interruption(water_file, tmp_path, 
     assert stopped.exit_code == 130
     assert "--resume" in stopped.stderr
     assert_refused(reference("again.dcd"), "again.partial", "--resume", "--force")
+    other_seed = reference("again.dcd", "--resume", "--seed", "5")
+    assert_refused(other_seed, "tempering.pt was made with seed 0, not 5")
+    (tmp_path / "again.dcd").touch()
+    assert next_reference_command("water", tmp_path / "again.dcd", 4, 0).endswith("--force")
+    (tmp_path / "again.dcd").unlink()
     monkeypatch.setattr(dynamics, "langevin", run)
     result = reference("again.dcd", "--resume")
     assert result.exit_code == 0, result.output

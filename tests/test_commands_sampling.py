@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 
 import mdtraj
@@ -13,7 +14,9 @@ from command_line import assert_refused, boltztilt, command
 from safetensors.torch import save_file
 
 from boltztilt import cli
+from boltztilt.commands.sampling import write_ensemble
 from boltztilt.option_types import Solver, Steps
+from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.solvers import (
     DEFAULT_STEPS,
     MULTISTEP_STEPS,
@@ -95,6 +98,38 @@ def test_resampled_and_refined_structures_have_the_energy_of_the_target(run_fold
         energies = saved["energies"]
     standard_error = np.sqrt(3.0 / 1000)  # six degrees of freedom: <U> = 3, variance 3
     assert abs(energies.mean() - 3.0) < 4 * standard_error
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert f"{report['n_energy']:,}" in result.stdout
+    assert report["n_energy"] > 20_000 > report["sampler"]["n_energy"]
+    assert report["wall_time"] > report["sampler"]["wall_time"]
+
+
+def test_structures_that_cannot_be_resampled_are_kept(tmp_path, capsys):
+    system = load_system("lj13")
+    overlapping = Ensemble(torch.zeros(3, 13, 3), torch.full((3,), np.inf), torch.zeros(3), system)
+    overlapping.info = {"n_energy": 3, "wall_time": 0.1}
+    with pytest.raises(ValueError, match=r"none of the 3 structures .*out.npz holds"):
+        write_ensemble(overlapping, tmp_path / "out.npz", True, 0, 0, False)
+    assert len(Ensemble.load(tmp_path / "out.npz")) == 3
+    write_ensemble(overlapping, tmp_path / "raw.npz", False, 0, 0, False)
+    assert "none of the 3 structures" in capsys.readouterr().err
+
+
+def test_four_dimensions_are_refused_before_any_work(tmp_path, no_computation):
+    table = 'kind = "harmonic"\nn_atoms = 2\nn_dims = 4\nstiffness = 1.0\n'
+    (tmp_path / "four.toml").write_text(f"[potential]\n{table}")
+    for verb in ("anneal", "reference"):
+        refused = boltztilt(verb, tmp_path / "four.toml", "-o", tmp_path / "out.dcd")
+        assert_refused(refused, "at most 3 dimensions", ".npz")
+
+
+def test_output_is_called_after_the_run_folder_one_stands_in(run_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    shutil.copytree(run_folder, folder)
+    monkeypatch.chdir(folder)
+    result = boltztilt("sample", ".", "-n", 2, "--steps", 2, "-q")
+    assert result.exit_code == 0, result.output
+    assert (folder / "mine.dcd").exists()
 
 
 def test_the_seed_decides_the_sample(run_folder, tmp_path):

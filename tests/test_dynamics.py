@@ -91,6 +91,9 @@ def test_interrupted_run_continues_to_the_same_frames(source, tmp_path):
     assert seen[-1][0] == seen[-1][1]
     with pytest.raises(ValueError, match="seed = 3"):
         run_replicas(source, TWO, 50, seed=4, settings=SHORT, state_path=path, resume=True)
+    hotter = source._replace(temperature=310.0)
+    with pytest.raises(ValueError, match="was made with system = "):
+        run_replicas(hotter, TWO, 50, seed=3, settings=SHORT, state_path=path, resume=True)
 
 
 def test_replicas_and_seeds_differ(source):

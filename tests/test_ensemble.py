@@ -157,8 +157,41 @@ def test_resampling_keeps_each_structure_in_proportion_to_its_weight():
         counts[ensemble.energies == energy] += 1
     expected = 5000 * ensemble.weights
     assert ((counts - expected).abs() < 1 + 1e-9).all()
-    assert drawn.info["n_distinct"] == int((counts > 0).sum())
+    assert drawn.info["n_distinct"] == drawn.n_groups == int((counts > 0).sum())
     assert drawn.log_density is None
+
+
+def test_errors_after_resampling_are_those_of_distinct_structures():
+    """Also after the copies have moved apart."""
+    means, errors = [], []
+    for seed in range(40):
+        ensemble = importance_sample(300, seed)
+        drawn = ensemble.resample(seed=seed)
+        estimate = drawn.mean(lambda x: x[:, 0, 0] ** 2, weighted=False)
+        means.append(estimate.value)
+        errors.append(estimate.error)
+    spread = float(torch.tensor(means).std())
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.3)
+    assert drawn.refine(3).report()["n_groups"] == drawn.info["n_distinct"]
+
+
+def test_numbers_are_kept_where_a_trajectory_cannot_be_written(tmp_path):
+    ensemble = importance_sample(5, 0)
+    ensemble.positions[2, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"1 of 5 configurations.*all numbers are in .*out.npz"):
+        ensemble.save(tmp_path / "out.dcd")
+    assert len(Ensemble.load(tmp_path / "out.npz", SPRING)) == 5
+    assert not (tmp_path / "out.dcd").exists()
+
+
+def test_structures_without_any_weight_can_be_saved(tmp_path):
+    ensemble = importance_sample(5, 0)
+    ensemble.energies[:] = math.inf
+    assert list(ensemble.views) == ["raw"]
+    ensemble.save(tmp_path / "out.npz")
+    report = json.loads((tmp_path / "out.report.json").read_text())
+    assert "ess" not in report
+    assert "none of the 5 structures" in report["cautions"][0]
 
 
 def test_refining_reaches_the_target_and_counts_energies():

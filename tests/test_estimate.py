@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import torch
 
-from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.estimate import Estimate, weighted_fraction
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,12 @@ from boltztilt.sampling.estimate import Estimate
 )
 def test_estimates_print_as_many_digits_as_the_error_warrants(estimate, words):
     assert str(estimate) == words
+
+
+def test_the_error_of_a_fraction_is_unknown_where_a_state_was_never_seen():
+    holds = torch.tensor([True, True, False, False])
+    weights = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    assert weighted_fraction(holds).value == 0.5
+    assert weighted_fraction(holds).error == pytest.approx(math.sqrt(0.25 / 3), rel=0.2)
+    assert weighted_fraction(holds, weights) == (1.0, pytest.approx(math.nan, nan_ok=True))
+    assert weighted_fraction(~holds, weights) == (0.0, pytest.approx(math.nan, nan_ok=True))

@@ -25,6 +25,21 @@ def test_bar_finds_log_z_with_honest_errors():
     assert 0.8 < z.std() < 1.25
 
 
+def test_errors_of_bar_are_honest_where_samples_of_the_target_come_in_groups():
+    pytest.importorskip("pymbar")
+    estimates, independent = [], []
+    for seed in range(60):
+        forward, reverse = gaussian_log_weights(900, seed, 2.0, 0.0)
+        copies = reverse[:100].repeat(9)
+        estimates.append(bar(forward, copies, torch.arange(100).repeat(9)))
+        independent.append(bar(forward, copies))
+    z = torch.tensor([estimate.value / estimate.error for estimate in estimates])
+    assert abs(z.mean()) < 0.45
+    assert 0.75 < z.std() < 1.3
+    assert torch.tensor([each.value / each.error for each in independent]).std() > 1.5
+    assert math.isnan(bar(forward, copies, torch.zeros(900, dtype=torch.int64)).error)
+
+
 def test_bar_survives_samples_of_infinite_energy():
     pytest.importorskip("pymbar")
     forward, reverse = gaussian_log_weights(4000, 0, 1.5, 1.0)

@@ -13,6 +13,7 @@ from boltztilt.analysis.dynamics import Langevin
 from boltztilt.analysis.molecular_reference import (
     Tempered,
     blocks,
+    check_dynamics,
     chosen_starts,
     compare,
     correct,
@@ -21,7 +22,7 @@ from boltztilt.analysis.molecular_reference import (
     temper,
 )
 from boltztilt.analysis.reference import Reference, failed_checks
-from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.systems.system import System, load_system
 
 SHORT = Langevin(frame_interval=0.2, settling_time=0.5, friction=10.0)
@@ -114,14 +115,30 @@ def test_replicas_of_one_ladder_count_as_one_chain(tempered, monkeypatch):
     assert made.info["n_replicas"] == n_ladders * n_starts
     assert made.info["n_frames"] == math.ceil(2000 / (n_ladders * n_starts))
     assert made.checks["independent"]["energy"] < 1.3 * n_ladders
+    energy = weighted_mean(made.energies, groups=made.groups)
+    sd = float(made.energies.std())
+    assert energy.error == pytest.approx(sd / math.sqrt(n_ladders), rel=0.3)
     assert made.checks["r_hat"]["energy"] > 2
+
+
+def test_drift_within_replicas_is_seen(made, generator):
+    positions = made.positions[:800].reshape(20, 40, 3, 3)
+    energies = torch.randn(20, 40, dtype=torch.float64, generator=generator)
+    energies += torch.linspace(-1, 1, 8).repeat(5)  # five replicas of eight frames
+    assert abs(check_dynamics(water(), positions, energies, 5)["drift"]) > 5
+    assert abs(check_dynamics(water(), positions, energies)["drift"]) < 5
+
+
+def test_replica_exchange_of_another_system_is_refused(tempered):
+    with pytest.raises(ValueError, match="other forces or another temperature"):
+        make_molecular_reference(water(stretch=1.1), tempered, 100)
 
 
 def test_tempered_round_trip(tempered, tmp_path):
     tempered.save(tmp_path / "tempering.pt")
     loaded = Tempered.load(tmp_path / "tempering.pt")
     assert torch.equal(loaded.starts, tempered.starts)
-    for name in ("averages", "checks", "info"):
+    for name in ("averages", "checks", "info", "system"):
         assert getattr(loaded, name) == getattr(tempered, name)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from boltztilt.geometry import centring_matrix
+from boltztilt.geometry import centring_matrix, remove_mean
 from boltztilt.networks.unrolled import UnrolledField
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
@@ -216,3 +216,11 @@ def test_an_end_that_the_map_does_not_reach_has_no_density():
     assert found.positions[1, 0].item() == pytest.approx(expected, abs=1e-6)
     slope = 3 * (1 - 0.25)
     assert found.log_density_change[1].item() == pytest.approx(-math.log(slope), abs=1e-3)
+
+
+def test_an_end_that_is_reached_only_beyond_a_fold_has_no_density():
+    """One step from x to x + 1 (b - x dlog s/dt) = -x / 2; `multistep_flow` gives it no weight."""
+    ends = 0.1 * remove_mean(starts(2)[:, :2, :1])
+    found = multistep_origin(linear(-2.5), ends, warped_grid(1))
+    torch.testing.assert_close(found.positions, -2 * ends)
+    assert found.log_density_change.isnan().all()

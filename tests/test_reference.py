@@ -63,6 +63,9 @@ def test_failed_checks_are_named():
     bad = {"virial": Estimate(1.05, 0.004), "drift": 7.0, "r_hat": {"short_pairs": 1.4}}
     words = failed_checks({**good, **bad})
     assert [word.split()[0] for word in words] == ["virial", "mean", "r_hat"]
+    read = {"virial": Estimate(1.0, math.nan), "drift": None, "r_hat": {"energy": None}}
+    words = failed_checks({**good, **read})  # infinite when they were written
+    assert [word.split()[0] for word in words] == ["virial", "mean", "r_hat"]
 
 
 def test_r_hat_is_one_for_independent_draws_and_large_for_stuck_chains():
@@ -120,6 +123,9 @@ def test_file_round_trip_keeps_samples_and_checks(well, tmp_path):
     loaded = Reference.load(path, WELL)
     assert torch.equal(loaded.positions, well.positions)
     assert loaded.checks == well.checks
+    assert torch.equal(loaded.groups, well.groups)
+    assert len(well.groups.unique()) == 200
+    assert loaded.mean_energy() == well.checks["energy"]
     with pytest.raises(FileExistsError):
         well.save(path)
     with pytest.raises(ValueError, match="well"):
@@ -132,6 +138,12 @@ def test_foreign_samples_need_only_positions_and_the_same_convention(well, tmp_p
     assert torch.equal(Reference.load(path, WELL).energies, well.energies)
     np.savez(path, positions=well.positions.numpy(), energies=0.5 * well.energies.numpy())
     with pytest.raises(ValueError, match="another convention"):
+        Reference.load(path, WELL)
+    np.savez(path, positions=well.positions.numpy(), energies=well.energies.numpy()[:, None])
+    with pytest.raises(ValueError, match=r"energies of shape \(2000, 1\) for 2000 structures"):
+        Reference.load(path, WELL)
+    np.savez(path, positions=well.positions.numpy(), groups=np.zeros(3, dtype=int))
+    with pytest.raises(ValueError, match=r"groups of shape \(3,\) for 2000 structures"):
         Reference.load(path, WELL)
     np.savez(path, positions=np.zeros((5, 4, 3)))
     with pytest.raises(ValueError, match=r"needs \(batch, 3, 3\)"):

@@ -239,6 +239,42 @@ def test_resuming_refuses_changes_and_other_systems(started, tmp_path):
         train(cluster(), resume=True)
 
 
+WELL = """
+name = "well"
+[potential]
+kind = "harmonic"
+n_atoms = 3
+stiffness = 2.0
+"""
+
+
+def test_resuming_refuses_a_file_that_describes_something_else(tmp_path):
+    file, folder = tmp_path / "well.toml", tmp_path / "run"
+    file.write_text(WELL)
+    train(file, out=folder, max_minutes=0.0, **SMALL)
+    file.write_text(WELL.replace("2.0", "3.0"))
+    with pytest.raises(ValueError, match=r"describes something else than .*run.system.toml"):
+        train(file, out=folder, resume=True)
+    file.write_text(f'description = "as before"\n{WELL}\n[recipe]\npolish_steps = 1')
+    assert train(file, out=folder, resume=True, max_minutes=0.0).metadata["n_updates"] == 2
+
+
+def test_overwriting_a_run_forgets_its_system(tmp_path):
+    (tmp_path / "well.toml").write_text(WELL)
+    train(tmp_path / "well.toml", out=tmp_path / "run", max_minutes=0.0, **SMALL)
+    assert Sampler.load(tmp_path / "run").system.name == "well"
+    train(cluster(), out=tmp_path / "run", overwrite=True, max_minutes=0.0, **SMALL)
+    with pytest.raises(ValueError, match="'cluster', which no file describes"):
+        Sampler.load(tmp_path / "run")
+
+
+def test_a_kept_file_of_another_system_is_refused(tmp_path):
+    train(cluster(), out=tmp_path, max_minutes=0.0, **SMALL)
+    (tmp_path / "system.toml").write_text(WELL)
+    with pytest.raises(ValueError, match="trained for 'cluster', not for 'well'"):
+        Sampler.load(tmp_path)
+
+
 def test_existing_run_is_kept_unless_it_is_to_be_overwritten(tmp_path):
     train(cluster(), out=tmp_path, seed=3, max_minutes=0.0, **SMALL)
     before = (tmp_path / "checkpoint" / "state.pt").read_bytes()

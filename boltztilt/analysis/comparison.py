@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from boltztilt.analysis import conformations, metrics
@@ -25,16 +26,17 @@ def compare(
 ) -> dict[str, Any]:
     """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
 
-    `floor` is the distance of as many reference structures as the ensemble has; `floor_effective`
-    that of as many as its weights are worth, the best that reweighting can reach. Ensembles without
-    weights are compared as they are. Molecules are compared in their conformations as well. Floors
-    that another comparison with the same reference has measured can be given.
+    `floor` is the distance of as many reference structures as the ensemble has to the whole
+    reference, both drawn anew; `floor_effective` that of as many as its weights are worth, the best
+    that reweighting can reach. Ensembles without weights are compared as they are. Molecules are
+    compared in their conformations as well. Floors that another comparison with the same reference
+    has measured can be given.
     """
     floors = floors or NoiseFloors(seed)
     limit = reference.energies.quantile(TAIL)
     beyond = (~(ensemble.energies <= limit)).double()
     compared: dict[str, Any] = {
-        "energy_reference": reference.checks.get("energy", weighted_mean(reference.energies)),
+        "energy_reference": reference.mean_energy(),
         "energy_w1": _energy_distances(ensemble, reference, 1, floors),
         "energy_w2": _energy_distances(ensemble, reference, 2, floors),
         "pair_distance_w1": _pair_distances(ensemble, reference, floors),
@@ -80,7 +82,7 @@ def compare_molecules(
     ours, theirs = faults(ensemble.positions), faults(reference.positions)
     return {
         **_torsion_comparison(ensemble, reference, floors),
-        "structures": _by_name(ours.fractions, theirs.fractions, ensemble),
+        "structures": _by_name(ours.fractions, theirs.fractions, ensemble, reference),
         "bond_lengths_nm": _moment_deviations("bond lengths", lengths, ensemble, reference, floors),
         "bond_angles_degrees": _moment_deviations(
             "bond angles",
@@ -109,7 +111,7 @@ class NoiseFloors:
     ) -> dict[str, Estimate]:
         """The floors of a distance of this name, for the structures and for their weights."""
         sizes = {"floor": len(ensemble)}
-        if ensemble.has_weights:
+        if ensemble.any_weight:
             sizes["floor_effective"] = max(2, round(ensemble.n_effective))
         for size in sizes.values():
             if (name, size) not in self.known:
@@ -148,7 +150,7 @@ def _pair_distances(
 def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, float]:
     """Of equally weighted draws: no weights enter, so `reweighted` is after resampling."""
     drawn = {"raw": ensemble.positions}
-    if ensemble.has_weights:
+    if ensemble.any_weight:
         drawn["reweighted"] = ensemble.resample(seed=seed).positions
     system = ensemble.system
     first, second = reference.positions.tensor_split(2)
@@ -166,8 +168,14 @@ def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) ->
 
 
 def _occupancies(ensemble: Ensemble, reference: Reference) -> dict[str, dict[str, Any]]:
-    found = _by_view(ensemble, partial(metrics.short_pair_occupancy, ensemble.positions))
-    found["reference"] = metrics.short_pair_occupancy(reference.positions)
+    cutoff = ensemble.system.potential.centre
+    both = (ensemble.positions, reference.positions)
+    counts = torch.cat([metrics.short_pairs(each, cutoff) for each in both]).unique().tolist()
+    occupancy = partial(metrics.short_pair_occupancy, counts=counts, cutoff=cutoff)
+    found = _by_view(
+        ensemble, lambda weights: occupancy(ensemble.positions, weights, groups=ensemble.groups)
+    )
+    found["reference"] = occupancy(reference.positions, groups=reference.groups)
     return {
         name: {str(count): fraction for count, fraction in occupancy.items()}
         for name, occupancy in found.items()
@@ -188,7 +196,7 @@ def _torsion_comparison(
             ("basin_free_energies", conformations.basin_free_energies),
         ):
             compared[key][name] = _by_name(
-                partial(function, ours), partial(function, theirs[name]), ensemble
+                partial(function, ours), partial(function, theirs[name]), ensemble, reference
             )
         compared["ramachandran"][name] = _ramachandran_distances(
             name, ours, theirs[name], ensemble, floors
@@ -200,10 +208,11 @@ def _by_name(
     estimates: Callable[..., dict[str, Any]],
     expected: Callable[..., dict[str, Any]],
     ensemble: Ensemble,
+    reference: Reference,
 ) -> dict[str, dict[str, Any]]:
     """Estimates of the ensemble, raw and reweighted, beside those of the reference, by name."""
     found = _by_view(ensemble, lambda weights: estimates(weights=weights, groups=ensemble.groups))
-    found["reference"] = expected()
+    found["reference"] = expected(groups=reference.groups)
     return {name: {view: found[view][name] for view in found} for name in found["reference"]}
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from boltztilt.sampling.estimate import Estimate, group_sums, weighted_mean
+from boltztilt.sampling.estimate import Estimate, group_sums, weighted_fraction
 from boltztilt.systems.molecule import Molecule
 from boltztilt.systems.system import System
 
@@ -87,7 +87,7 @@ class Intactness(NamedTuple):
         """The fraction of structures that are intact, and of those with each fault."""
         flags = {"intact": self.intact, **self._asdict()}
         return {
-            name: weighted_mean(flag.double(), weights, groups=groups)
+            name: weighted_fraction(flag, weights, groups)
             for name, flag in flags.items()
             if name != "mirrored"
         }
@@ -280,7 +280,7 @@ def basin_populations(
     """
     index = basin_index(angles)
     return {
-        name: weighted_mean((index == number).double(), weights, groups=groups)
+        name: weighted_fraction(index == number, weights, groups)
         for number, name in enumerate(BASINS)
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ def run_replicas(
     settings = settings or Langevin()
     n_replicas = len(starts)
     given = {"seed": seed, "n_replicas": n_replicas, "n_frames": n_frames, **asdict(settings)}
+    given["system"] = fingerprint(source)
     run = _Run(with_smallest_mass(source, settings.smallest_mass), settings, given)
     done = run.load(state_path) if resume and state_path else None
     replicas, frames = done or ([], torch.empty(n_replicas, 0, *starts.shape[1:]))
@@ -175,6 +177,12 @@ def thermal(source: OpenMMSource, positions: Float[Tensor, "atoms 3"], seed: int
     context.setPositions(positions.double().numpy())
     context.setVelocitiesToTemperature(source.temperature, seed)
     return _phase_point(context)
+
+
+def fingerprint(source: OpenMMSource) -> str:
+    """A few letters for forces and temperature, by which interrupted work knows its system."""
+    words = f"{import_openmm().XmlSerializer.serialize(source.system)} {source.temperature} K"
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
 def find_source(potential: Potential) -> OpenMMSource | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from boltztilt.analysis import conformations, metrics, plots
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
 
 REFERENCE_BATCH = 1000
+
+
+class ReferenceWeights(NamedTuple):
+    """log w of reference structures under a sampler, and their chains, see `Reference.groups`."""
+
+    log_weights: Float64[Tensor, "structures"]
+    groups: Int64[Tensor, "structures"] | None
 
 
 def evaluate(
@@ -64,19 +71,20 @@ def evaluate(
         stochastic=stochastic,
         solver=solver,
     )
-    reference_log_weights, lost = None, 0
-    if ensemble.has_weights:
+    at_reference, lost = None, 0
+    if ensemble.any_weight:
         found = log_weights_at(
             sampler, reference, n_reference, n_steps, solver, lambda done: advance(n + done)
         )
-        reference_log_weights, lost = found if len(found) > 0 else None, n_reference - len(found)
+        lost = n_reference - len(found.log_weights)
+        at_reference = found if lost < n_reference else None
     floors = NoiseFloors(seed)
     compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {
         **_inserted(ensemble.report(), "ess", basins),
         **({"reference_lost": lost} if lost > 0 else {}),
-        **weight_figures(sampler, ensemble, reference_log_weights),
+        **weight_figures(sampler, ensemble, at_reference),
         **compared,
         "device": str(next(sampler.field.parameters()).device),
         "hardware": hardware(sampler.device),
@@ -93,10 +101,10 @@ def evaluate(
     report["evaluation_seconds"] = time.perf_counter() - started
     if out is not None:
         figures = comparison_figures(ensemble, reference, report)
-        if reference_log_weights is not None:
+        if at_reference is not None:
             figures["log_weights"] = plots.log_weight_figure(
                 ensemble.log_weights,
-                reference_log_weights,
+                at_reference.log_weights,
                 report["log_z_bar"].value,
                 ensemble.ess,
             )
@@ -108,15 +116,15 @@ def evaluate(
 
 
 def weight_figures(
-    sampler: Sampler, ensemble: Ensemble, reference_log_weights: Tensor | None
+    sampler: Sampler, ensemble: Ensemble, at_reference: ReferenceWeights | None
 ) -> dict[str, Any]:
     """What the log-weights at reference structures tell; nothing about samples without weights."""
-    if reference_log_weights is None:
+    if at_reference is None:
         return {}
     figures = {
-        "ess_forward": metrics.forward_ess(reference_log_weights),
-        "eubo": metrics.eubo(reference_log_weights),
-        "log_z_bar": bar(ensemble.log_weights, reference_log_weights),
+        "ess_forward": metrics.forward_ess(at_reference.log_weights),
+        "eubo": metrics.eubo(*at_reference),
+        "log_z_bar": bar(ensemble.log_weights, *at_reference),
     }
     if ensemble.info["solver"] == "rk4":
         figures["integration_error"] = sampler.integration_error(ensemble)
@@ -130,14 +138,16 @@ def log_weights_at(
     n_steps: int | None = None,
     solver: str | None = None,
     advance: Callable[[int], None] = lambda done: None,
-) -> Float64[Tensor, "n"]:
+) -> ReferenceWeights:
     """log w = -U - log q at those of the first `n` reference structures that q is known for."""
     densities: list[Tensor] = []
     for positions in reference.positions[:n].split(REFERENCE_BATCH):
         densities.append(sampler.log_density(positions, n_steps=n_steps, solver=solver).cpu())
         advance(sum(len(density) for density in densities))
     log_weights = -reference.energies[:n] - torch.cat(densities)
-    return log_weights[~log_weights.isnan()]
+    known = ~log_weights.isnan()
+    groups = None if reference.groups is None else reference.groups[:n][known]
+    return ReferenceWeights(log_weights[known], groups)
 
 
 def check_extras() -> None:
@@ -171,7 +181,13 @@ def comparison_figures(
 def write_evaluation(
     folder: Path, report: dict[str, Any], figures: Mapping[str, Figure]
 ) -> list[Path]:
-    """Writes report.json and plots/*.png, that of the training log included if it is there."""
+    """Writes report.json and plots/*.png, that of the training log included if it is there.
+
+    Plots of an evaluation before that had weights or refined its samples do not stay behind.
+    """
+    for old in ("log_weights.png", "refined_*.png"):
+        for path in (folder / "plots").glob(old):
+            path.unlink()
     log = folder / "log.csv"
     if log.is_file():
         figures = {**figures, "ladder": plots.ladder_figure(plots.read_log(log))}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from boltztilt.geometry import align, pair_indices, remove_mean
-from boltztilt.sampling.estimate import Estimate, weighted_mean
+from boltztilt.sampling.estimate import Estimate, weighted_fraction, weighted_mean
 
 GRID_CELLS = 2**20
 CONFIGURATIONS_AT_ONCE = 1000
@@ -46,14 +46,14 @@ def forward_ess(reference_log_weights: Float[Tensor, "batch"]) -> float:
     return float((-log_product).exp())
 
 
-def elbo(log_weights: Float64[Tensor, "batch"]) -> Estimate:
-    """E_q[log w] <= log Z, from samples of q."""
-    return weighted_mean(log_weights)
+def eubo(
+    reference_log_weights: Float64[Tensor, "batch"], groups: Int64[Tensor, "batch"] | None = None
+) -> Estimate:
+    """E_p[log w] >= log Z, from samples of the target p; the error is that over groups, if given.
 
-
-def eubo(reference_log_weights: Float64[Tensor, "batch"]) -> Estimate:
-    """E_p[log w] >= log Z, from samples of the target p."""
-    return weighted_mean(reference_log_weights)
+    `Ensemble.elbo` is the lower bound.
+    """
+    return weighted_mean(reference_log_weights, groups=groups)
 
 
 def energy_wasserstein(
@@ -140,10 +140,11 @@ def short_pair_occupancy(
     weights: Float64[Tensor, "batch"] | None = None,
     counts: Sequence[int] = (2, 3, 4, 5),
     cutoff: float = 4.0,
+    groups: Int64[Tensor, "batch"] | None = None,
 ) -> dict[int, Estimate]:
     """The fraction of configurations with each number of short pairs (the modes of DW-4)."""
     found = short_pairs(positions, cutoff)
-    return {count: weighted_mean((found == count).double(), weights) for count in counts}
+    return {count: weighted_fraction(found == count, weights, groups) for count in counts}
 
 
 def geometric_wasserstein(

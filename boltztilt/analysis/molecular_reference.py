@@ -16,7 +16,7 @@ from torch import Tensor
 
 from boltztilt.analysis.autocorrelation import correlated_mean, effective_number
 from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsions
-from boltztilt.analysis.dynamics import Langevin, find_source, run_replicas
+from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_replicas
 from boltztilt.analysis.reference import (
     MOST_LAPLACIANS,
     Reference,
@@ -61,17 +61,20 @@ class Tempered:
             from the earlier ones in standard errors: large where ladders keep to themselves, or
             still forget their start.
         info: how it was made.
+        system: the `fingerprint` of the System that was sampled.
     """
 
     starts: Float[Tensor, "ladders starts atoms 3"]
     averages: dict[str, Estimate]
     checks: dict[str, dict[str, float]]
     info: dict[str, Any]
+    system: str
 
     def save(self, path: Path) -> None:
         """Writes everything, whole or not at all."""
         averages = {name: tuple(average) for name, average in self.averages.items()}
         state = {"starts": self.starts, "averages": averages, "checks": self.checks}
+        state["system"] = self.system
         progress = self.info["tempering_rounds"]
         save_state(path, {"progress": progress, "info": self.info, **state})
 
@@ -80,7 +83,8 @@ class Tempered:
         """What `save` wrote."""
         state = load_state(path)
         averages = {name: Estimate(*average) for name, average in state["averages"].items()}
-        return cls(state["starts"], averages, state["checks"], state["info"])
+        kept = (state["starts"], averages, state["checks"], state["info"])
+        return cls(*kept, state.get("system", "unknown"))
 
 
 def make_molecular_reference(
@@ -116,6 +120,11 @@ def make_molecular_reference(
     """
     started = time.perf_counter()
     source = check_source(system)
+    if tempered.system != fingerprint(source):
+        raise ValueError(
+            f"replica exchange sampled other forces or another temperature than {system.name}'s: "
+            "run it anew"
+        )
     if n_samples < 4:
         raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
     settings = settings or Langevin()
@@ -144,12 +153,13 @@ def make_molecular_reference(
         "wall_time": time.perf_counter() - started,
         **tempered.info,
     }
-    checks = check_dynamics(system, positions, energies)
+    checks = check_dynamics(system, positions, energies, starts.shape[1])
     checks |= compare(checks["averages"], tempered.averages)
     checks |= {f"tempering_{name}": values for name, values in tempered.checks.items()}
     order = torch.randperm(energies.numel(), generator=generator)[:n_samples]
+    groups = order // energies.shape[1]
     return Reference(
-        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
+        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info, groups
     )
 
 
@@ -212,11 +222,13 @@ def check_dynamics(
     system: System,
     positions: Float[Tensor, "chains frames atoms 3"],
     energies: Float64[Tensor, "chains frames"],
+    n_replicas: int = 1,
 ) -> dict[str, Any]:
     """The checks of `check_equilibration` for few long chains, and averages of slow observables.
 
     Errors are those of correlated chains. Virial and configurational temperature, which forget
-    quickly, take blocks of each chain as independent.
+    quickly, take blocks of each chain as independent. A chain holds the frames of so many replicas
+    one after another; the drift is that within replicas.
     """
     flat = positions.flatten(0, 1)
     observables = molecular_observables(system, flat, energies.flatten())
@@ -230,7 +242,7 @@ def check_dynamics(
         "configurational_temperature": configurational_temperature(
             system, blocks(positions[:, :: math.ceil(energies.numel() / MOST_LAPLACIANS)])
         ),
-        "drift": drift(energies),
+        "drift": drift(energies.reshape(len(energies), n_replicas, -1).mean(1)),
         "r_hat": {name: r_hat(values) for name, values in series.items()},
         "averages": {name: correlated_mean(values) for name, values in series.items()},
         "independent": {name: effective_number(values) for name, values in series.items()},
@@ -287,6 +299,7 @@ def temper(
         "drift": {name: drift(values) for name, values in joined.items()},
     }
     info = {
+        "tempering_seed": seed,
         "tempering_rounds": n_rounds,
         "tempering_ladders": N_LADDERS,
         "tempering_hottest": HOTTEST * molecule_source.temperature,
@@ -295,7 +308,8 @@ def temper(
     }
     n_starts = min(STARTS_PER_LADDER, len(seen))
     starts = [seen[len(seen) * (k + 1) // n_starts - 1] for k in range(n_starts)]
-    return Tempered(torch.stack(starts, dim=1), averages, checks, info)
+    found = (torch.stack(starts, dim=1), averages, checks, info)
+    return Tempered(*found, fingerprint(molecule_source))
 
 
 def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.report import plain
-from boltztilt.sampling.estimate import Estimate
+from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.sampling.mcmc import ChainState, hmc
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.annealing import ChainGroups, find_ladder
@@ -56,6 +56,8 @@ class Reference:
         system: what was sampled.
         checks: tests of equilibration; empty for samples that came from elsewhere.
         info: how they were made.
+        groups: the number of the chain that each sample belongs to, `(batch,)`; errors are those
+            over chains. None: all samples are independent.
     """
 
     positions: Tensor
@@ -63,9 +65,15 @@ class Reference:
     system: System
     checks: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.energies)
+
+    def mean_energy(self) -> Estimate:
+        """The average energy in kT: that of whole chains where these were checked."""
+        known = self.checks.get("energy")
+        return known or weighted_mean(self.energies, groups=self.groups)
 
     def report(self) -> dict[str, Any]:
         """How the samples were made, their mean energy, and the checks."""
@@ -83,9 +91,11 @@ class Reference:
 
             write_trajectory(others[0], self.positions, self.system)
             write_topology(others[1], self.system, self.positions)
+        groups = {} if self.groups is None else {"groups": self.groups.numpy()}
         with atomic_path(numbers) as temporary:
             np.savez(
                 temporary,
+                **groups,  # type: ignore[arg-type]
                 positions=self.positions.numpy(),
                 energies=self.energies.numpy(),
                 system=np.array(self.system.name),
@@ -114,7 +124,13 @@ class Reference:
         if "energies" in arrays:
             _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
-        return cls(positions, energies, system, _with_estimates(checks), info)
+        groups = arrays.get("groups")
+        if groups is not None and groups.shape != energies.shape:
+            raise ValueError(
+                f"{path} holds groups of shape {groups.shape} for {len(energies)} structures"
+            )
+        chains = None if groups is None else torch.as_tensor(groups)
+        return cls(positions, energies, system, _with_estimates(checks), info, chains)
 
 
 def reference_paths(path: str | Path, overwrite: bool = False) -> list[Path]:
@@ -171,6 +187,7 @@ def make_reference(
     energies = torch.stack([each.energies for each in rounds], dim=1)
     checks = check_equilibration(system, positions, energies)
     order = torch.randperm(n_chains * n_rounds, generator=generator)[:n_samples]
+    groups = order // n_rounds
     info = {
         "method": "annealed Hamiltonian Monte Carlo",
         "seed": seed,
@@ -184,7 +201,7 @@ def make_reference(
         "wall_time": time.perf_counter() - started,
     }
     return Reference(
-        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info
+        positions.flatten(0, 1)[order], energies.flatten()[order], system, checks, info, groups
     )
 
 
@@ -225,18 +242,24 @@ def failed_checks(checks: Mapping[str, Any]) -> list[str]:
     """What the checks of equilibration object to, in words; empty when all are passed."""
     failed = []
     for name in ("virial", "configurational_temperature"):
-        if name in checks and abs(checks[name].value - 1) > LARGEST_DEVIATION * checks[name].error:
+        found = checks.get(name)
+        if found and not abs(found.value - 1) <= LARGEST_DEVIATION * found.error:
             failed.append(f"{name.replace('_', ' ')} {checks[name]} instead of 1")
-    if abs(checks.get("drift", 0.0)) > LARGEST_DEVIATION:
-        failed.append(f"mean energy drifts by {checks['drift']:+.1f} standard errors")
-    for name, value in checks.get("r_hat", {}).items():
-        if value > LARGEST_R_HAT:
+    if abs(drifted := _known(checks.get("drift", 0.0))) > LARGEST_DEVIATION:
+        failed.append(f"mean energy drifts by {drifted:+.1f} standard errors")
+    for name, entry in checks.get("r_hat", {}).items():
+        if (value := _known(entry)) > LARGEST_R_HAT:
             failed.append(f"r_hat of {name.replace('_', ' ')} {value:.2f}, above {LARGEST_R_HAT}")
     for check, words in TEMPERING_WORDS.items():
-        for name, value in checks.get(check, {}).items():
-            if abs(value) > LARGEST_DEVIATION_OF_TEMPERING:
+        for name, entry in checks.get(check, {}).items():
+            if abs(value := _known(entry)) > LARGEST_DEVIATION_OF_TEMPERING:
                 failed.append(f"{name.replace('_', ' ')} {words.format(value)}")
     return failed
+
+
+def _known(value: float | None) -> float:
+    """A check as it was before it was written, which leaves out infinite ones."""
+    return math.inf if value is None else value
 
 
 def slow_observables(
@@ -391,9 +414,14 @@ def _with_estimates(checks: dict[str, Any]) -> Any:
 
 
 def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system: System) -> None:
+    if stored.shape != computed.shape:
+        raise ValueError(
+            f"{path} holds energies of shape {tuple(stored.shape)} for {len(computed)} structures; "
+            f"expected ({len(computed)},)"
+        )
     tolerance = 1e-3 * computed.abs().clamp(min=10.0)
     differing = int(((stored - computed).abs() > tolerance).sum())
-    if stored.shape != computed.shape or differing:
+    if differing:
         raise ValueError(
             f"{path}: {differing} of {len(computed)} energies differ from {system.name}'s; the "
             f"file follows another convention than {system.convention or 'this system'}"

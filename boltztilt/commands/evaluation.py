@@ -11,6 +11,7 @@ import typer
 from boltztilt import console
 from boltztilt.arguments import (
     check_partial,
+    check_trajectory,
     evaluation_folder,
     next_reference_command,
     open_sampler,
@@ -63,19 +64,23 @@ def evaluate(
       boltztilt evaluate aldp --refine 500   raw, reweighted and refined
       boltztilt evaluate lj55 --stochastic --refine 200   without weights
     """
+    from boltztilt.analysis.evaluation import check_extras
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
+    check_extras()
+    folder = evaluation_folder(target, output)
     sampler = open_sampler(target, device)
     sampler.check(solver, stochastic)
-    folder = output or evaluation_folder(target)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
         report = evaluate_sampler(
             sampler, samples, n, seed, folder, progress, steps, refine, stochastic, solver
         )
     rows = console.report_rows(report, {"system", "convention", "reference", "training"})
+    rows.append(("reference", f"{len(samples)} structures, {samples.info.get('method', 'given')}"))
     console.print_table(f"{sampler.system.name}: {sampler.system.convention}", rows)
     console.print_files([folder / "report.json", *sorted((folder / "plots").glob("*.png"))])
+    warn_of_failed_checks(samples)
 
 
 def reference(
@@ -105,13 +110,14 @@ def reference(
       boltztilt reference aldp -o aldp_reference.dcd
       boltztilt reference aldp -o aldp_reference.dcd --resume
     """
-    from boltztilt.analysis.reference import failed_checks, reference_paths
+    from boltztilt.analysis.reference import reference_paths
 
     paths = reference_paths(output, overwrite=force)
     partial = check_partial(output, resume, force)
     from boltztilt.systems.system import load_system
 
     system = load_system(name)
+    check_trajectory(output, system)
     try:
         made = sample_reference(system, n, seed, partial, resume, quiet)
     except KeyboardInterrupt:
@@ -121,8 +127,15 @@ def reference(
     made.save(output, overwrite=force)
     shutil.rmtree(partial, ignore_errors=True)
     console.print_files(paths)
-    for failed in failed_checks(made.checks):
-        console.standard_error().print(f"warning: not equilibrated: {failed}")
+    warn_of_failed_checks(made)
+
+
+def warn_of_failed_checks(samples: Reference) -> None:
+    """Says what the checks of reference samples object to."""
+    from boltztilt.analysis.reference import failed_checks
+
+    for failed in failed_checks(samples.checks):
+        console.standard_error().print(f"warning: the reference is not equilibrated: {failed}")
 
 
 def find_reference(
@@ -159,6 +172,11 @@ def sample_reference(
     found = partial / "tempering.pt"
     if resume and found.exists():
         tempered = Tempered.load(found)
+        if (kept := tempered.info.get("tempering_seed")) != seed:
+            raise ValueError(
+                f"{found} was made with seed {kept}, not {seed}: resume with the same, or delete "
+                "it to start anew"
+            )
     else:
         with console.counting_bar("replica exchange", "rounds", quiet) as progress:
             tempered = temper(system, seed=seed, progress=progress)

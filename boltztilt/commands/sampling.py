@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from boltztilt import console
-from boltztilt.arguments import checked_output, open_sampler
+from boltztilt.arguments import check_trajectory, checked_output, open_sampler
 from boltztilt.option_types import (
     ChosenSolver,
     Count,
@@ -76,6 +76,7 @@ def sample(
         raise ValueError(f"--resample draws by weight: it cannot be used with {without}")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
     sampler.check(solver, stochastic)
+    check_trajectory(path, sampler.system)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
@@ -136,6 +137,7 @@ def anneal(
     from boltztilt.tilt.annealing import anneal as anneal_chains
 
     system = load_system(name)
+    check_trajectory(path, system)
     with console.counting_bar(f"annealing {system.name}", "structures", quiet) as progress:
         raw = anneal_chains(
             system,
@@ -155,13 +157,15 @@ def write_ensemble(
     raw: Ensemble, path: Path, resample: bool, refine: int, seed: int, force: bool
 ) -> None:
     """Prints what was drawn, finishes it if that is wanted, and writes its files."""
-    rows = console.sample_rows(raw)
+    if resample and not raw.any_weight:
+        raw.save(path, overwrite=force)
+        raise ValueError(f"{raw.cautions[0]}; {path} holds the structures as they were drawn")
     final = raw.resample(seed=seed) if resample else raw
     if refine:
         final = final.refine(refine, seed=seed)
-        rows.append(("<U> refined", console.energy_words(final.mean_energy(weighted=False))))
     if final is not raw:
         final.info["sampler"] = raw.report()
+    rows = console.sample_rows(raw) + console.refined_rows(final) + console.cost_rows(final)
     console.print_table(f"{raw.system.name}: {raw.system.convention}", rows)
     console.print_files(final.save(path, overwrite=force))
     for caution in raw.cautions:

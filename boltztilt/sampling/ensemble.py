@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,11 @@ class Ensemble:
         return self.log_density is not None or self.path_log_weights is not None
 
     @property
+    def any_weight(self) -> bool:
+        """Whether the structures carry weights, and one of them is positive."""
+        return self.has_weights and bool(torch.isfinite(self.log_weights).any())
+
+    @property
     def log_weights(self) -> Float64[Tensor, "batch"]:
         """log w = -U - log q or that of the path, not normalised; -inf where U is not finite."""
         if self.path_log_weights is not None:
@@ -134,13 +140,17 @@ class Ensemble:
         """Importance weights that sum to one."""
         log_weights = self.log_weights
         if not torch.isfinite(log_weights).any():
-            raise ValueError(f"none of the {len(self)} structures has a finite energy and density")
+            raise ValueError(f"{self._no_weight}: there are no weighted averages")
         return log_weights.softmax(dim=0)
+
+    @property
+    def _no_weight(self) -> str:
+        return f"none of the {len(self)} structures has a finite energy and density"
 
     @property
     def views(self) -> dict[str, Tensor | None]:
         """Weights by which averages are reported: none ("raw") and, if any, ("reweighted")."""
-        return {"raw": None, "reweighted": self.weights} if self.has_weights else {"raw": None}
+        return {"raw": None, "reweighted": self.weights} if self.any_weight else {"raw": None}
 
     @property
     def n_effective(self) -> float:
@@ -186,6 +196,8 @@ class Ensemble:
         """Why weighted averages and their errors may not be trusted; empty where they may."""
         if not self.has_weights:
             return []
+        if not self.any_weight:
+            return [f"{self._no_weight}: draw more structures, or train longer"]
         found = []
         if self.n_effective < FEW:
             found.append(
@@ -246,7 +258,8 @@ class Ensemble:
         """`n` structures drawn by weight: equally weighted, repeated where the weight is large.
 
         Systematic resampling: a structure of weight w appears floor(n w) or floor(n w) + 1 times.
-        Errors of averages over the result ignore the repetitions; take them before resampling.
+        Its copies are one group, so that errors of averages are those over distinct structures,
+        whatever becomes of the copies.
         """
         n = len(self) if n is None else n
         if n < 1:
@@ -255,7 +268,7 @@ class Ensemble:
         chosen = systematic_resampling(self.weights[None], n, generator)[0]
         info = {**self.info, "resampled_from": len(self), "resample_seed": seed}
         info["n_distinct"] = len(chosen.unique())
-        groups = None if self.groups is None else self.groups[chosen]
+        groups = chosen if self.groups is None else self.groups[chosen]
         return Ensemble(
             self.positions[chosen], self.energies[chosen], None, self.system, info, groups=groups
         )
@@ -267,10 +280,11 @@ class Ensemble:
 
         Each step costs one evaluation of energy and force, as one of MALA does, but trajectories
         of several steps carry further: short ones first, which leave overlaps and adapt the step
-        size, then longer ones. The law of the result has no log-density. Energy evaluations are
-        added to `info["n_energy"]`. The step size starts from `step_size`, a length (default:
-        base_std / 50).
+        size, then longer ones. The law of the result has no log-density. Energy evaluations and
+        seconds are added to `info["n_energy"]` and `info["wall_time"]`. The step size starts from
+        `step_size`, a length (default: base_std / 50).
         """
+        started = time.monotonic()
         end = refined(self.system, self.positions, n_steps, seed, step_size, batch_size)
         info = {
             **self.info,
@@ -278,6 +292,7 @@ class Ensemble:
             "refine_acceptance": end.acceptance,
             "refine_seed": seed,
             "n_energy": int(self.info.get("n_energy", 0)) + end.n_energy,
+            "wall_time": self.info.get("wall_time", 0.0) + time.monotonic() - started,
         }
         return Ensemble(end.positions, end.energies, None, self.system, info, groups=self.groups)
 
@@ -312,7 +327,7 @@ class Ensemble:
         }
         if self.groups is not None:
             report["n_groups"] = self.n_groups
-        if self.has_weights:
+        if self.any_weight:
             report["energy_reweighted"] = self.mean_energy()
             report["ess"] = self.ess
             report["n_effective"] = self.n_effective
@@ -331,18 +346,26 @@ class Ensemble:
 
         The suffix of `path` chooses the trajectory: .dcd, .xtc or .pdb (nm scaled from the units
         of the system), or .npz alone. NAME.npz holds positions in native units, energies,
-        log-densities and log-weights; NAME.report.json the report.
+        log-densities and log-weights; NAME.report.json the report. Both are written first.
+
+        Raises:
+            ValueError: a suffix that is not known, or positions that a trajectory cannot hold.
+            FileExistsError: one of the files is there already.
         """
         paths = check_output(path, overwrite)
-        trajectory = paths[0]
-        if trajectory.suffix != ".npz":
-            from boltztilt.export import write_topology, write_trajectory
-
-            write_trajectory(trajectory, self.positions, self.system)
-            if trajectory.suffix != ".pdb":
-                write_topology(trajectory.with_suffix(".pdb"), self.system, self.positions)
-        self._save_numbers(trajectory.with_suffix(".npz"))
+        trajectory, numbers = paths[0], paths[0].with_suffix(".npz")
+        self._save_numbers(numbers)
         write_report(trajectory.with_suffix(".report.json"), self.report())
+        if trajectory.suffix == ".npz":
+            return paths
+        from boltztilt.export import write_topology, write_trajectory
+
+        try:
+            write_trajectory(trajectory, self.positions, self.system)
+        except ValueError as error:
+            raise ValueError(f"{error}; all numbers are in {numbers}") from error
+        if trajectory.suffix != ".pdb":
+            write_topology(trajectory.with_suffix(".pdb"), self.system, self.positions)
         return paths
 
     def _save_numbers(self, path: Path) -> None:

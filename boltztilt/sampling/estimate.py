@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import scipy.stats
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 MOST_DIGITS = 6
@@ -84,6 +84,21 @@ def weighted_mean(
     return bootstrap(
         lambda index: sums[index].sum() / totals[index].sum(), len(sums), n_bootstrap, seed
     )
+
+
+def weighted_fraction(
+    holds: Bool[Tensor, "batch"],
+    weights: Float64[Tensor, "batch"] | None = None,
+    groups: Int64[Tensor, "batch"] | None = None,
+) -> Estimate:
+    """The fraction of samples for which something holds, with the error of `weighted_mean`.
+
+    The error is NaN where it holds for all samples of positive weight, or for none: a state that
+    was never seen may still be there.
+    """
+    found = weighted_mean(holds.double(), weights, groups=groups)
+    seen = holds if weights is None else holds[weights > 0]
+    return found if seen.any() and not seen.all() else Estimate(found.value, math.nan)
 
 
 def log_mean_exp(

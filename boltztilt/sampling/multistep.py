@@ -168,7 +168,8 @@ def multistep_origin(
     """What `multistep_flow` carries to the given ends, with the change of log-density on the way.
 
     Newton's method for all points of the path at once, from the path of the flow backwards. A
-    structure whose path is not found within `MOST_ITERATIONS` has NaN for its change.
+    structure whose path is not found within `MOST_ITERATIONS` has NaN for its change, and so has
+    one whose path begins beyond a fold of the map, where `multistep_flow` gives no density.
     """
     steps = multistep(times)
     centring = centring_matrix(ends)
@@ -198,7 +199,8 @@ def multistep_origin(
         path = [place + shorter * move for place, move in zip(path, moves, strict=True)]
         path[-1] = ends
         found = largest < SMALL_MOVE
-        change = torch.where(found, -_log_determinant(tangents[-1][..., :-1], centring), change)
+        determinant = _log_determinant(tangents[-1][..., :-1], centring)
+        change = torch.where(found & determinant.isfinite(), -determinant, change)
         if found.all():
             break
     return FlowResult(path[0], change)

@@ -47,7 +47,7 @@ def refined(
     goes on from that of the one before.
     """
     potential = CountedPotential(system.potential)
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_apart(seed)
     step_size = first_step(system) if step_size is None else step_size
     stages = refinement(n_steps, LONG_TRAJECTORY[system.base_kind], SHORT_SHARE[system.base_kind])
     n_accepted = 0.0
@@ -66,6 +66,15 @@ def refined(
         n_accepted / n_proposed,
         potential.n_energy,
     )
+
+
+def generator_apart(seed: int) -> torch.Generator:
+    """A stream of its own for a seed, with which structures may have been drawn already.
+
+    In the stream of the seed itself the first momenta would repeat the draws of the base.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def first_step(system: System) -> float:

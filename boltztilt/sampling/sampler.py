@@ -31,7 +31,7 @@ from boltztilt.sampling.solvers import (
     time_grid,
 )
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
-from boltztilt.sampling.weights_files import find_weights
+from boltztilt.sampling.weights_files import KEPT_SYSTEM, find_weights
 from boltztilt.systems.system import System, available_systems, load_system
 
 WORTH_COMPILING = 1.5e7
@@ -143,8 +143,8 @@ class Sampler:
         """log q of given structures, by following the flow or the map backwards to the base.
 
         That is the law of `sample` with the same solver and steps: where molecules are given in one
-        handedness, -inf for others. NaN, with a warning, where the origin under the map of the
-        multistep solver is not found.
+        handedness, -inf for others. NaN, with a warning, where no origin under the map of the
+        multistep solver is found, or only one beyond a fold of it.
         """
         positions = positions.to(torch.float32)
         if self.system.base.centered:
@@ -348,7 +348,7 @@ class Sampler:
                 f"{path} was trained for {trained_for!r}, which no file describes: "
                 "Sampler.load(..., system=...) takes the system itself"
             )
-        if kept is not None:  # a file without a name is called after itself
+        if kept is not None and f"{kept.name}.toml" == KEPT_SYSTEM:  # the file tells no name
             kept = dataclasses.replace(kept, name=trained_for)
         system = system or kept or load_system(trained_for)
         if trained_for != system.name:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from boltztilt.systems.system import System, available_systems, load_system
 
+KEPT_SYSTEM = "system.toml"
+"""What the file that describes the system is called in a run folder."""
+
 
 def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
     """The weights file meant by a system, name or path, and the system they belong to, if known."""
@@ -13,7 +16,7 @@ def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
         return shipped_weights(target), target
     path = Path(target)
     if path.is_dir():
-        weights, kept = path / "weights.safetensors", path / "system.toml"
+        weights, kept = path / "weights.safetensors", path / KEPT_SYSTEM
         if not weights.is_file():
             raise FileNotFoundError(
                 f"{path} holds no weights.safetensors: train there first, or give another folder"

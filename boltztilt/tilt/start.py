@@ -53,7 +53,8 @@ def read_start(target: str, field: nn.Module, network: Mapping[str, Any]) -> Sta
         if deepened:
             assert isinstance(field, UnrolledField)
             weights = field.started_from(weights)
-        copy.deepcopy(field).load_state_dict(weights)
+        else:
+            copy.deepcopy(field).load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"recipe: the field of start_from = {target!r} was made for other kinds of atoms"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,17 @@ from typing import Any
 from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
 from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.weights_files import KEPT_SYSTEM
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
 from boltztilt.tilt.run import TrainingRun, state_path
 from boltztilt.tilt.status import TrainingStatus
+
+BESIDE_THE_LAW = (
+    *("name", "title", "description", "convention"),
+    *("export", "reference_energy", "recipe"),
+)
+"""What the file of a system may tell otherwise than the copy in the folder of a run."""
 
 ProgressCallback = Callable[[TrainingStatus], None]
 
@@ -55,7 +63,8 @@ def train(
             network are written `network={"n_hidden": 32}` and replace single entries.
 
     Raises:
-        ValueError, TypeError: unknown or impossible settings, or a damaged checkpoint.
+        ValueError, TypeError: unknown or impossible settings, a damaged checkpoint, or a run of
+            another system that is to be resumed.
         FileExistsError: `out` holds a run that is neither to be resumed nor to be overwritten.
         KeyboardInterrupt: after SIGINT, once a checkpoint is written.
     """
@@ -121,7 +130,7 @@ def _started(
     if folder is None:
         return run
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "weights.safetensors", state_path(folder)):
+    for old in (folder / "weights.safetensors", folder / KEPT_SYSTEM, state_path(folder)):
         old.unlink(missing_ok=True)
     recipe.save(folder / "recipe.toml", seed, system.name)
     for file, copy in copies.items():
@@ -137,7 +146,7 @@ def _files_to_keep(system: System) -> dict[Path, str]:
     if system.source is None:
         return {}
     folder = system.source.resolve().parent
-    copies = {system.source: "system.toml"}
+    copies = {system.source: KEPT_SYSTEM}
     for file in system.files:
         if not file.resolve().is_relative_to(folder):
             raise ValueError(
@@ -146,6 +155,25 @@ def _files_to_keep(system: System) -> dict[Path, str]:
             )
         copies[file] = str(file.resolve().relative_to(folder))
     return copies
+
+
+def _check_files(system: System, folder: Path) -> None:
+    """Raises ValueError where the files of a system say otherwise than those its run keeps."""
+    for file, copy in _files_to_keep(system).items():
+        kept = folder / copy
+        if kept.is_file() and _sampled(kept) != _sampled(file):
+            raise ValueError(
+                f"{file} describes something else than {kept}, with which the run began: resume "
+                f"with {folder / KEPT_SYSTEM}, or start a new run"
+            )
+
+
+def _sampled(file: Path) -> Any:
+    """What a file tells about the law that is sampled."""
+    if file.suffix != ".toml":
+        return file.read_bytes()
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {name: entry for name, entry in table.items() if name not in BESIDE_THE_LAW}
 
 
 def _resumed(
@@ -164,6 +192,7 @@ def _resumed(
     recipe, seed, name = load_recipe(folder / "recipe.toml")
     if name != system.name:
         raise ValueError(f"{folder} holds a run of {name!r}, not of {system.name!r}")
+    _check_files(system, folder)
     state = load_state(state_path(folder))
     run = TrainingRun(system, recipe, seed, device)
     try:
