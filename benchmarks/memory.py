@@ -23,7 +23,7 @@ from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.optimiser import FieldOptimiser
 from boltztilt.tilt.recipe import Recipe
-from boltztilt.tilt.regression import draw_bridge, likelihood_loss, matching_loss
+from boltztilt.tilt.regression import draw_bridge, draw_grid, likelihood_loss, matching_loss
 
 
 def network(system: System) -> torch.nn.Module:
@@ -61,7 +61,8 @@ def likelihood_update(name: str, batch: int, n_steps: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimiser = FieldOptimiser(field, recipe)
     rates = field.velocity_and_divergence
-    likelihood_loss(field, rates, particles, system.base, n_steps, generator).backward()
+    times = draw_grid(n_steps, recipe.likelihood_grid_power, generator)
+    likelihood_loss(field, rates, particles, system.base, times).backward()
     optimiser.step(recipe.likelihood_rate)
 
 

@@ -19,8 +19,8 @@ class Potential(Protocol):
     Attributes:
         n_atoms: number of atoms.
         n_dims: dimensions per atom.
-        centered: the energy does not change under translation, so configurations live on the
-            subspace of zero mean.
+        centered: the energy does not change under translation and rotation, so configurations
+            live on the subspace of zero mean, and may be turned onto each other.
         mirror_symmetric: the energy does not change under reflection.
     """
 

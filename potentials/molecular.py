@@ -96,7 +96,7 @@ class ForceFieldPotential(Potential):
         self.mirror_symmetric = all(term.mirror_symmetric for term in terms)
         self.compile = compile
         self.source = source
-        self._n_evaluated = 0
+        self.n_evaluated = 0  # structures so far: from many on, compilation pays
         self._compiled: dict[tuple[Callable, str], Callable] = {}
 
     def energy(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, "batch"]:
@@ -116,8 +116,8 @@ class ForceFieldPotential(Potential):
 
     def _evaluate(self, function: Callable, positions: Tensor) -> list:
         """Returns what a function gives for every part, compiled if wanted."""
-        self._n_evaluated += len(positions)
-        expected = self._n_evaluated > WORTH_COMPILING
+        self.n_evaluated += len(positions)
+        expected = self.n_evaluated > WORTH_COMPILING
         compile = expected if self.compile is None else self.compile
         if compile:
             key = (function, positions.device.type)

@@ -226,11 +226,15 @@ class Molecule:
         return same_neighbours or len(self.detached) > 0
 
 
-def full_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of a molecule with everything filled in that it leaves open."""
+def full_recipe(recipe: Mapping[str, Any], alike: bool = False) -> dict[str, Any]:
+    """The recipe of a molecule with everything filled in that it leaves open.
+
+    Where all atoms are `alike` there are no collective vectors.
+    """
     network = dict(recipe.get("network", {}))
     if network.get("kind", NETWORK["kind"]) == NETWORK["kind"]:
-        network = {**NETWORK, **network}
+        width = {"collective_width": 0} if alike else {}
+        network = {**NETWORK, **width, **network}
     return {**RECIPE, **recipe, "network": network}
 
 

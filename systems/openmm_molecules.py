@@ -92,9 +92,9 @@ def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSyst
         system = read_system(files[-1])
     else:
         names = [str(name) for name in table["force_field"]]
-        local = [folder / name for name in names if (folder / name).is_file()]
-        files += local
-        system = build_system(pdb, [next((str(p) for p in local if p.name == n), n) for n in names])
+        local = {name: folder / name for name in names if (folder / name).is_file()}
+        files += local.values()
+        system = build_system(pdb, [str(local.get(name, name)) for name in names])
     made = molecule_from_openmm(pdb.topology, system, table["temperature"], pdb.positions)
     return made._replace(files=tuple(files))
 

@@ -1,5 +1,6 @@
 """A system: the potential to sample, the base it starts from, and how to train on it."""
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,17 @@ POTENTIALS = {
     "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
 }
 BASE_KINDS = ("isotropic", "bonds")
+SETTINGS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("name", "title", "description", "convention", "base_kind"), (str, "a text")),
+    **dict.fromkeys(("n_atoms", "n_dims"), (int, "a whole number")),
+    "base_std": ((int, float), "a length"),
+    "species": (list, "a list of whole numbers, equal ones for atoms that may be permuted"),
+    **{
+        table: (Mapping, f"a table, [{table}]")
+        for table in ("potential", "molecule", "export", "reference_energy", "recipe")
+    },
+}
+"""What the file of a system tells: types, and what is expected in words."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,8 @@ class System:
             "species": self.species or self._default_species(potential),
         }
         if self.molecule is not None:
-            derived["recipe"] = full_recipe(self.recipe)
+            alike = len(set(derived["species"])) == 1
+            derived["recipe"] = full_recipe(self.recipe, alike)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         if len(self.species) != self.n_atoms:
@@ -110,10 +123,19 @@ class System:
                 raise ValueError(
                     f"system {self.name!r}: base_kind = 'bonds' needs a molecule with bonds"
                 )
+            if not potential.centered:
+                raise ValueError(
+                    f"system {self.name!r}: base_kind = 'bonds' holds the centre of mass at the "
+                    "origin, but the energy changes where the molecule moves: leave out the "
+                    "external force, or start from the isotropic base (base_kind = 'isotropic')"
+                )
             _check_bonds(self.molecule)
         for name in ("base_std", "nm_per_length"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"system {self.name!r}: {name} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"system {self.name!r}: {name} = {getattr(self, name)} must be positive and "
+                    "finite"
+                )
 
     def _default_species(self, potential: Potential) -> tuple[int, ...]:
         """The roles of a molecule's atoms; all atoms of anything else are alike."""
@@ -288,9 +310,10 @@ def load_system(name_or_path: "str | Path | System") -> System:
 def _system_from_table(table: dict[str, Any], path: Path) -> System:
     """Returns the system that a parsed TOML file describes."""
     settings = dict(table)
-    export = settings.pop("export", {})
-    moments = settings.pop("reference_energy", None)
     try:
+        _check_table(settings)
+        export = settings.pop("export", {})
+        moments = settings.pop("reference_energy", None)
         if "molecule" in settings:
             settings = _with_molecule(settings, path.parent)
         else:
@@ -305,6 +328,22 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_table(table: Mapping[str, Any]) -> None:
+    """Raises ValueError for what the file of a system cannot tell."""
+    for key, value in table.items():
+        if key not in SETTINGS:
+            raise ValueError(
+                f"unknown setting {key!r}.{did_you_mean(key, SETTINGS)} Known: "
+                f"{', '.join(SETTINGS)}"
+            )
+        kinds, meaning = SETTINGS[key]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{key} = {value!r}: expected {meaning}")
+    species = table.get("species", [])
+    if not all(type(each) is int for each in species):
+        raise ValueError(f"species = {species!r}: expected a whole number for each atom")
 
 
 def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

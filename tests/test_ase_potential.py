@@ -14,6 +14,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones as ASELennardJones
 from ase.constraints import FixAtoms
 
+from boltztilt.networks.build import build_network
+from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.potentials.ase_potential import ASEPotential
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.systems.ase_molecules import guessed_bonds
@@ -151,6 +153,7 @@ def test_cluster_of_a_metal_has_alike_atoms_on_an_isotropic_base():
     spread = (COPPER.positions / 10).std(axis=0)
     assert system.base_std == pytest.approx(2 * np.sqrt((spread**2).mean()), rel=1e-5)
     assert system.molecule.bonds.shape == (2, 0)
+    assert isinstance(build_network(system.recipe["network"], system), LocalDensityField)
 
 
 def test_atoms_that_the_energy_tells_apart_keep_their_roles():

@@ -269,6 +269,14 @@ def test_memory_does_not_grow_with_the_number_of_structures(run):
 
 
 @pytest.mark.slow
+def test_memory_of_updates_is_measured(run):
+    small = ["--doublings", 0, "-n", 4, "--batch", 2, "--points", 4, "--particles", 2]
+    text = run("memory", "--systems", "dw4", *small, "--solver-steps", 2, "--threads", 1)
+    for work in ("sampling with density", "flow matching", "likelihood, 2 solver steps"):
+        assert f"dw4: {work}" in text
+
+
+@pytest.mark.slow
 def test_polishing_continues_one_field_in_every_way(run, tmp_path, generator):
     """Three atoms in a well: tiny runs, whose rows are found again and not made twice."""
     lines = ['[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffness = 2.0', "[recipe]"]

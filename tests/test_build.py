@@ -65,6 +65,13 @@ def test_translation_invariant_networks_are_refused_in_an_external_field(kind):
     assert isinstance(build_network({"kind": "perceptron"}, system(centered=False)), Perceptron)
 
 
+def test_networks_of_atoms_in_space_are_refused_in_four_dimensions():
+    flat = System("four", Harmonic(3, 1.0, 4))
+    with pytest.raises(ValueError, match="1 to 3 dimensions, 'four' has 4"):
+        build_network({"kind": "local_density"}, flat)
+    assert isinstance(build_network({"kind": "egnn"}, flat), EGNN)
+
+
 def test_only_networks_for_different_atoms_tell_them_apart():
     mixed = system(species=(0, 1, 0))
     field = build_network({"kind": "local_density", "n_hidden": 8, "n_channels": 2}, mixed)

@@ -1,5 +1,6 @@
 """Compiling a network, and doing without where that is impossible."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from boltztilt.networks.compilation import compiled
+from boltztilt.networks.compilation import Compiled, compiled
 from boltztilt.networks.perceptron import Perceptron
 
 
@@ -22,6 +23,11 @@ def network() -> Perceptron:
 def test_network_is_used_as_it_is_unless_compiling_is_wanted():
     field = network()
     assert compiled(field, field, wanted=False) is field
+
+
+def test_compiled_functions_can_be_copied():
+    made = Compiled(torch.sin, torch.sin, torch.device("cpu"))
+    assert copy.deepcopy(made)(torch.zeros(1)) == 0
 
 
 def test_missing_compiler_warns_and_goes_on_without(monkeypatch):

@@ -1,5 +1,6 @@
 """Molecules of one's own in TOML files: what works, and one clear line for what does not."""
 
+import dataclasses
 import shutil
 import sys
 from functools import cache
@@ -119,6 +120,11 @@ def test_force_field_file_beside_the_toml_file_is_found(tmp_path):
     assert system.files == (tmp_path / "mine.pdb", tmp_path / "own.xml")
     frame = system.molecule.structure[None].double()
     expected = load_system("aldp-vacuum").potential.energy(frame)
+    torch.testing.assert_close(system.potential.energy(frame), expected)
+    (tmp_path / "ff").mkdir()
+    (tmp_path / "own.xml").rename(tmp_path / "ff" / "own.xml")
+    system = load_system(table(tmp_path, 'pdb = "mine.pdb"', 'force_field = ["ff/own.xml"]'))
+    assert system.files == (tmp_path / "mine.pdb", tmp_path / "ff" / "own.xml")
     torch.testing.assert_close(system.potential.energy(frame), expected)
 
 
@@ -240,3 +246,17 @@ def test_temperature_may_be_a_number_of_kelvin_or_a_quantity(generator):
     assert first.convention.endswith("), 250 K, kT, nm")
     with pytest.raises(TypeError, match="temperature = '250 K': expected a number of kelvin"):
         System.from_openmm(*arguments, "250 K", pdb.positions)
+
+
+def test_bonds_do_not_hold_a_molecule_in_an_external_field():
+    pdb = app.PDBFile(str(files("boltztilt.systems") / "aldp.pdb"))
+    system = build_system(pdb, ["amber99sbildn.xml"])
+    force = mm.CustomExternalForce("500*x^2")
+    force.addParticle(0)
+    system.addForce(force)
+    given = (pdb.topology, system, 300.0, pdb.positions)
+    with pytest.warns(UserWarning, match="CustomExternalForce"):
+        free = System.from_openmm(*given, base_kind="isotropic", base_std=1.0)
+    assert not free.base.centered
+    with pytest.raises(ValueError, match=r"base_kind = 'bonds' .* external force"):
+        dataclasses.replace(free, base_kind="bonds")

@@ -40,6 +40,17 @@ def test_divergence_equals_the_trace_of_the_jacobian(generator):
     assert (divergence - skip_alone).abs().min() > 0.01
 
 
+def test_centred_field_lives_on_the_subspace_of_zero_mean(generator):
+    torch.manual_seed(1)
+    field = Perceptron(n_atoms=3, n_dims=2, n_hidden=8, centered=True).double()
+    torch.nn.init.normal_(field.layers[-1].weight)
+    positions = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
+    velocity, divergence = field.velocity_and_divergence(TIMES, positions)
+    torch.testing.assert_close(velocity.mean(1), torch.zeros(3, 2, dtype=torch.float64))
+    shifted = field.velocity_and_divergence(TIMES, positions + 1.0)
+    torch.testing.assert_close((velocity, divergence), shifted)
+
+
 def test_times_matter_beyond_the_skip(generator):
     field = perceptron(moved=True)
     positions = torch.zeros(3, 2, 3, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from boltztilt.tilt.recipe import Recipe, load_recipe
@@ -120,6 +121,15 @@ def test_recipe_survives_its_toml_file(tmp_path):
     assert loaded == recipe
     assert (seed, system) == (7, 'odd "name" \\ of a system')
     assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+
+
+def test_settings_of_the_network_are_written_as_they_are_read(tmp_path):
+    given = {"network": {"cutoff": None, "core": np.float64(0.5), "n_hidden": np.int64(8)}}
+    Recipe.from_mapping(given).save(tmp_path / "recipe.toml", 0, "mine")
+    loaded = load_recipe(tmp_path / "recipe.toml")[0]
+    assert loaded.network == {"core": 0.5, "n_hidden": 8}
+    with pytest.raises(TypeError, match=r"network.core = .* must be a number"):
+        Recipe.from_mapping({"network": {"core": {"width": 1}}})
 
 
 @pytest.mark.parametrize("text", ["seed = 0\n", "system = ", "\x00", 'system = "lj13"\n'])

@@ -89,7 +89,15 @@ def test_weights_are_found_beside_the_file(tmp_path):
         ("", "kind = None is unknown"),
         ('[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffnes = 1.0\n', "stiffnes"),
         ('colour = 1\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "colour"),
-        ('base_std = -1.0\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "base_std must be pos"),
+        (
+            'base_std = -1.0\n[potential]\nkind = "harmonic"\nn_atoms = 3\n',
+            "base_std = -1.0 must be pos",
+        ),
+        ('base_std = inf\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "base_std = inf must be"),
+        ('bse_std = 1.0\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "mean 'base_std'"),
+        ('species = ["C", "H"]\n[potential]\nkind = "harmonic"\nn_atoms = 2\n', "whole number"),
+        ('molecule = "my.pdb"\n', r"molecule = 'my.pdb': expected a table, \[molecule\]"),
+        ('recipe = 3\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "recipe = 3: expected a t"),
         ('species = [0]\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "1 species.*3 atoms"),
     ],
 )

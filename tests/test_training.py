@@ -259,6 +259,17 @@ def test_resuming_refuses_a_file_that_describes_something_else(tmp_path):
     assert train(file, out=folder, resume=True, max_minutes=0.0).metadata["n_updates"] == 2
 
 
+def test_a_run_goes_on_and_starts_again_with_the_file_it_keeps(tmp_path):
+    file, folder = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text(WELL.replace('name = "well"', ""))
+    train(file, out=folder, max_minutes=0.0, **SMALL)
+    sampler = train(folder / "system.toml", out=folder, resume=True, max_minutes=0.0)
+    assert (sampler.system.name, sampler.metadata["n_updates"]) == ("mine", 2)
+    sampler = train(folder / "system.toml", out=folder, overwrite=True, max_minutes=0.0, **SMALL)
+    assert sampler.metadata["n_updates"] == 1
+    assert (folder / "system.toml").read_text() == file.read_text()
+
+
 def test_overwriting_a_run_forgets_its_system(tmp_path):
     (tmp_path / "well.toml").write_text(WELL)
     train(tmp_path / "well.toml", out=tmp_path / "run", max_minutes=0.0, **SMALL)
@@ -273,6 +284,14 @@ def test_a_kept_file_of_another_system_is_refused(tmp_path):
     (tmp_path / "system.toml").write_text(WELL)
     with pytest.raises(ValueError, match="trained for 'cluster', not for 'well'"):
         Sampler.load(tmp_path)
+
+
+def test_alignment_is_refused_in_an_external_field():
+    fixed = System("fixed", Harmonic(3, 3.0, 2, centered=False))
+    with pytest.raises(ValueError, match="coupling = 'independent'"):
+        train(fixed, **SMALL)
+    small = {**SMALL, "coupling": "independent"}
+    assert train(fixed, max_minutes=0.0, **small).metadata["n_updates"] == 1
 
 
 def test_existing_run_is_kept_unless_it_is_to_be_overwritten(tmp_path):

@@ -9,10 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from boltztilt.checkpoint import load_weights
+from boltztilt.checkpoint import load_state, load_weights
 from boltztilt.potentials.molecular import ForceFieldPotential
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.recipe import load_recipe
+from boltztilt.tilt.run import TrainingRun, state_path
 from boltztilt.tilt.training import train
 
 TINY = {
@@ -133,3 +135,17 @@ def test_files_outside_the_folder_of_the_system_are_refused(molecule_file, tmp_p
     with pytest.raises(ValueError, match=r"mine\.pdb does not lie in the folder of"):
         train(inner / "mine.toml", out=tmp_path / "run", **TINY)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_compiles_its_energies_when_it_would_have(molecule_file, tmp_path):
+    """Compiled energies differ by rounding: their number decides, not the process."""
+    system = load_system(molecule_file)
+    system.potential.n_evaluated = 10**9
+    train(system, out=tmp_path / "run", max_minutes=0.0, **TINY)
+    counted = system.potential.n_evaluated
+    assert 0 < counted < 10**6
+    again = load_system(molecule_file)
+    state = load_state(state_path(tmp_path / "run"))
+    run = TrainingRun(again, load_recipe(tmp_path / "run" / "recipe.toml")[0], 0, "cpu")
+    run.restore(state)
+    assert again.potential.n_evaluated == counted

@@ -40,7 +40,8 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
         _check_symmetries(kind, system)
     try:
         if kind == "perceptron":
-            return Perceptron(system.n_atoms, system.n_dims, **arguments)
+            centered = system.potential.centered
+            return Perceptron(system.n_atoms, system.n_dims, centered=centered, **arguments)
         if kind == "egnn":
             return EGNN(system.species, **arguments)
         return CLASSES[kind](**arguments, pairing=pairing_of(system))
@@ -65,7 +66,13 @@ def _check_symmetries(kind: str, system: System) -> None:
     if not system.potential.centered:
         raise ValueError(
             f"network {kind!r} does not change under translation but the potential of "
-            f"{system.name!r} does; use kind = 'perceptron', or a potential with centered = True"
+            f"{system.name!r} does; use kind = 'perceptron' and coupling = 'independent', or a "
+            "potential with centered = True"
+        )
+    if system.n_dims > 3 and kind != "egnn":
+        raise ValueError(
+            f"network {kind!r} sees atoms in 1 to 3 dimensions, {system.name!r} has "
+            f"{system.n_dims}; use kind = 'egnn' or 'perceptron'"
         )
 
 

@@ -86,6 +86,8 @@ class Compiled:
         return result
 
     def __getattr__(self, name: str) -> Any:
+        if name == "function":  # not made yet, as in a copy
+            raise AttributeError(name)
         return getattr(self.function, name)
 
 

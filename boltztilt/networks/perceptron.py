@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from boltztilt.geometry import remove_mean
 from boltztilt.networks.time_features import TimeFeatures
 from boltztilt.sampling.divergence import brute_force_divergence
 from boltztilt.sampling.flow import resting_rate
@@ -16,11 +17,20 @@ from boltztilt.sampling.flow import resting_rate
 class Perceptron(nn.Module):
     """v(t, x) = skip(t) x + MLP(x, features of t), for toy densities in a few dimensions.
 
-    A fresh network is the exact field at a = 0: the last layer starts at zero.
+    A fresh network is the exact field at a = 0: the last layer starts at zero. Where the density
+    lives on the subspace of zero mean (`centered`), so does the field.
     """
 
-    def __init__(self, n_atoms: int, n_dims: int, n_hidden: int = 64, n_layers: int = 3) -> None:
+    def __init__(
+        self,
+        n_atoms: int,
+        n_dims: int,
+        n_hidden: int = 64,
+        n_layers: int = 3,
+        centered: bool = False,
+    ) -> None:
         super().__init__()
+        self.centered = centered
         n_inputs = n_atoms * n_dims
         self.time_features = TimeFeatures(n_hidden)
         sizes = [n_inputs + n_hidden] + [n_hidden] * n_layers
@@ -38,9 +48,11 @@ class Perceptron(nn.Module):
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]
     ) -> Float[Tensor, "batch atoms dims"]:
         """The velocity of each configuration at its time."""
+        positions = remove_mean(positions) if self.centered else positions
         inputs = torch.cat([positions.flatten(1), self.time_features(times)], dim=-1)
+        learned = self.layers(inputs).view_as(positions)
         skip = resting_rate(times)[:, None, None]
-        return skip * positions + self.layers(inputs).view_as(positions)
+        return skip * positions + (remove_mean(learned) if self.centered else learned)
 
     def velocity_and_divergence(
         self, times: Float[Tensor, "batch"], positions: Float[Tensor, "batch atoms dims"]

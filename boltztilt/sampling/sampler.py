@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 import warnings
@@ -31,7 +30,7 @@ from boltztilt.sampling.solvers import (
     time_grid,
 )
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
-from boltztilt.sampling.weights_files import KEPT_SYSTEM, find_weights
+from boltztilt.sampling.weights_files import find_weights, with_kept_name
 from boltztilt.systems.system import System, available_systems, load_system
 
 WORTH_COMPILING = 1.5e7
@@ -348,8 +347,7 @@ class Sampler:
                 f"{path} was trained for {trained_for!r}, which no file describes: "
                 "Sampler.load(..., system=...) takes the system itself"
             )
-        if kept is not None and f"{kept.name}.toml" == KEPT_SYSTEM:  # the file tells no name
-            kept = dataclasses.replace(kept, name=trained_for)
+        kept = None if kept is None else with_kept_name(kept, trained_for)
         system = system or kept or load_system(trained_for)
         if trained_for != system.name:
             raise ValueError(f"{path} was trained for {trained_for!r}, not for {system.name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from boltztilt.systems.system import System, available_systems, load_system
@@ -26,6 +27,12 @@ def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
         return path, None
     system = load_system(str(target))
     return shipped_weights(system), system
+
+
+def with_kept_name(system: System, name: str) -> System:
+    """The system of a file in a run folder, called as in the run where the file tells no name."""
+    nameless = f"{system.name}.toml" == KEPT_SYSTEM
+    return dataclasses.replace(system, name=name) if nameless else system
 
 
 def shipped_weights(system: System) -> Path:

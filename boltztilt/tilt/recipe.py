@@ -239,7 +239,8 @@ class Recipe:
         settings = {"system": system, "seed": seed, **self.to_mapping()}
         network = settings.pop("network")
         lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
-        lines += ["", "[network]"] + [f"{name} = {_toml(value)}" for name, value in network.items()]
+        given = {name: value for name, value in network.items() if value is not None}
+        lines += ["", "[network]"] + [f"{name} = {_toml(value)}" for name, value in given.items()]
         with atomic_path(path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -264,11 +265,21 @@ def merged(*recipes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_type(name: str, value: Any, type_name: str) -> Any:
+    if name == "network" and isinstance(value, Mapping):
+        return {entry: _plain(f"network.{entry}", setting) for entry, setting in value.items()}
     expected = TYPES.get(type_name, Mapping)
     wrong_bool = isinstance(value, bool) and type_name in ("int", "float")
     if wrong_bool or not isinstance(value, expected):
         raise TypeError(f"recipe: {name} = {value!r} must be of type {type_name}")
     return float(value) if type_name == "float" else value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting of the network as TOML can hold it; None leaves it open."""
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, bool | int | float | str | list | tuple | None):
+        raise TypeError(f"recipe: {name} = {value!r} must be a number, a truth value or a text")
+    return value
 
 
 def _toml(value: Any) -> str:

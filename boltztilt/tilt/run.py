@@ -45,6 +45,11 @@ class TrainingRun:
     """The state of a run, advanced one update at a time; every random draw has one generator."""
 
     def __init__(self, system: System, recipe: Recipe, seed: int, device: str) -> None:
+        if recipe.coupling == "aligned" and not system.potential.centered:
+            raise ValueError(
+                "recipe: coupling = 'aligned' turns structures onto each other, but the energy of "
+                f"{system.name!r} changes with their place; set coupling = 'independent'"
+            )
         self.system, self.recipe, self.seed = system, recipe, seed
         self.device = torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
@@ -61,6 +66,7 @@ class TrainingRun:
         )
         self.old_velocity = old.velocity
         self.potential = CountedPotential(system.potential)
+        self._set_evaluated(0)
         self.losses = Losses(
             system,
             self.potential,
@@ -333,6 +339,7 @@ class TrainingRun:
             "particles": self.particles,
             "ancestors": self.ancestors,
             "chain_step_size": self.chains.step_size,
+            "n_evaluated": getattr(self.system.potential, "n_evaluated", 0),
             "counts": [
                 self.potential.n_energy,
                 self.potential.n_force,
@@ -356,7 +363,16 @@ class TrainingRun:
         self.chains.step_size = state["chain_step_size"]
         counts = state["counts"]
         self.potential.n_energy, self.potential.n_force, self.potential.n_nonfinite = counts
+        self._set_evaluated(state.get("n_evaluated", 0))
         self.clock = time.monotonic()
+
+    def _set_evaluated(self, number: int) -> None:
+        """Tells the potential how often this run has asked, where it compiles itself by that.
+
+        Compiled energies differ by rounding: a run must not depend on what came before it.
+        """
+        if hasattr(self.system.potential, "n_evaluated"):
+            self.system.potential.n_evaluated = number
 
     def sampler(self) -> Sampler:
         """The averaged field as a sampler, with the record of its training."""

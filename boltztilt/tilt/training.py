@@ -6,7 +6,6 @@ Polishing matches the flow to particles of the target and, in the end, maximises
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import signal
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
 from boltztilt.sampling.sampler import Sampler
-from boltztilt.sampling.weights_files import KEPT_SYSTEM
+from boltztilt.sampling.weights_files import KEPT_SYSTEM, with_kept_name
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
 from boltztilt.tilt.run import TrainingRun, state_path
@@ -123,6 +122,7 @@ def _started(
 ) -> TrainingRun:
     """A new run, whose recipe and system are kept in the folder."""
     copies = {} if folder is None else _files_to_keep(system)
+    contents = {copy: file.read_bytes() for file, copy in copies.items()}
     changes = (STOCHASTIC, overrides) if stochastic else (overrides,)
     recipe = Recipe.from_mapping(merged(system.recipe, *changes))
     run = TrainingRun(system, recipe, seed, device)
@@ -133,10 +133,10 @@ def _started(
     for old in (folder / "weights.safetensors", folder / KEPT_SYSTEM, state_path(folder)):
         old.unlink(missing_ok=True)
     recipe.save(folder / "recipe.toml", seed, system.name)
-    for file, copy in copies.items():
+    for copy, content in contents.items():  # some may have been read from the folder itself
         (folder / copy).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / copy) as temporary:
-            shutil.copyfile(file, temporary)
+            temporary.write_bytes(content)
     run.save(folder)
     return run
 
@@ -190,6 +190,8 @@ def _resumed(
     if not (folder / "recipe.toml").is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume; train without resume first")
     recipe, seed, name = load_recipe(folder / "recipe.toml")
+    if system.source is not None and system.source.resolve() == (folder / KEPT_SYSTEM).resolve():
+        system = with_kept_name(system, name)
     if name != system.name:
         raise ValueError(f"{folder} holds a run of {name!r}, not of {system.name!r}")
     _check_files(system, folder)
