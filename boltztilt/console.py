@@ -127,6 +127,8 @@ def training_words(status: TrainingStatus) -> str:
     ):
         if value == value:
             words.append(f"{label} {value:{layout}}")
+    if status.n_strays:
+        words.append(f"stray losses {status.n_strays}")
     return "  ".join(words)
 
 

@@ -12,11 +12,13 @@ import torch
 from small_runs import SMALL, assert_same, cluster, finish, result
 
 from boltztilt.checkpoint import load_weights
+from boltztilt.console import training_words
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.systems.system import System
-from boltztilt.tilt.recipe import RECENTRINGS
+from boltztilt.tilt.recipe import RECENTRINGS, Recipe
+from boltztilt.tilt.run import TrainingRun
 from boltztilt.tilt.status import LOG_COLUMNS
 from boltztilt.tilt.training import train
 
@@ -425,6 +427,21 @@ def test_energies_that_are_all_nan_are_an_error():
     system = System("broken", lambda x: x.sum(dim=(1, 2)) * math.nan, n_atoms=3, n_dims=2)
     with pytest.raises(ValueError, match="0 of 64 rewards are finite"):
         train(system, **SMALL)
+
+
+def test_a_stray_loss_is_counted_and_does_not_hide_the_others(monkeypatch):
+    values = iter([2.0] * 20 + [1e12] + [2.0] * 1000)
+    monkeypatch.setattr("boltztilt.tilt.run.add_gradients", lambda *arguments: next(values))
+    run = TrainingRun(cluster(), Recipe.from_mapping(SMALL), 0, "cpu")
+    for parameter in run.optimiser.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(21):
+        run._descend([], 0.0)
+    status = run.status()
+    assert status.n_strays == 1
+    assert status.loss == pytest.approx(2.0 * (0.98 + 0.02 * 10))
+    assert "stray losses 1" in training_words(status)
+    assert run.sampler().metadata["n_stray_updates"] == 1
 
 
 def test_progress_tells_where_the_run_stands():

@@ -37,6 +37,10 @@ LIKELIHOOD_WARMUP = 10
 LOSS_MEMORY = 0.98
 """Weight of the losses of earlier updates in the running mean that is shown."""
 
+STRAY = 10.0
+"""In running means, the most that a single loss counts: points at which layers amplify each other
+make losses of any size, which would hide all others for a thousand updates."""
+
 BURN_IN = 10
 """Refreshments' worth of Markov chain steps that new rollouts make before they are learned from."""
 
@@ -93,6 +97,7 @@ class TrainingRun:
             "stage_step": 0,
             "n_updates": 0,
             "n_skipped": 0,
+            "n_strays": 0,
             "loss": float("nan"),
             "log_z": 0.0,
             "acceptance": 0.0,
@@ -191,6 +196,9 @@ class TrainingRun:
         if math.isfinite(value):
             first = n_taken == 0 or math.isnan(progress["loss"])
             before = value if first else progress["loss"]
+            if value > STRAY * before > 0:
+                progress["n_strays"] += 1
+                value = STRAY * before
             progress["loss"] = LOSS_MEMORY * before + (1 - LOSS_MEMORY) * value
 
     def _stage_steps(self) -> int:
@@ -304,6 +312,7 @@ class TrainingRun:
             step=progress["stage_step"],
             n_steps=self._stage_steps(),
             loss=progress["loss"],
+            n_strays=progress["n_strays"],
             acceptance=progress["acceptance"],
             mean_energy=progress["mean_energy"],
             n_ancestors=progress["n_ancestors"],
@@ -388,6 +397,7 @@ class TrainingRun:
             "n_force": self.potential.n_force,
             "n_nonfinite": self.potential.n_nonfinite,
             "n_skipped_updates": self.progress["n_skipped"],
+            "n_stray_updates": self.progress["n_strays"],
             "log_z_ladder": self.progress["log_z"],
             "wall_time": self.progress["seconds"],
             "seed": self.seed,

@@ -41,7 +41,9 @@ RUNG_COST = 20
 class TrainingStatus:
     """Where a training run stands; passed to the progress callback after every update.
 
-    `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor.
+    `loss` is the squared error of the velocity, in the stage "likelihood" -log q with its anchor;
+    `n_strays` counts updates with more than ten times as much: many of them in a row tell that the
+    field is not stable, and ask for fewer layers or a smaller learning rate.
     `ess` is the Kish fraction of the rung's weights; `cess` and `ess` are NaN beyond the ladder.
     `n_ancestors` counts the draws that the particles of the ladder descend from, `mirrored` is the
     share of a molecule's mirror images among them: far from one half, they have collapsed.
@@ -55,6 +57,7 @@ class TrainingStatus:
     step: int
     n_steps: int
     loss: float
+    n_strays: int
     acceptance: float
     mean_energy: float
     n_ancestors: int
