@@ -5,25 +5,42 @@ import math
 import pytest
 import torch
 
+from boltztilt.geometry import remove_mean
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.refinement import refinement
-from boltztilt.systems.system import System
+from boltztilt.sampling.refinement import refined, refinement
+from boltztilt.systems.system import System, load_system
+from boltztilt.testing import jittered_lattice
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 9, 20, 100, 200])
 def test_refinement_takes_the_steps_it_is_given(n_steps):
     for stages in (refinement(n_steps), refinement(n_steps, 55)):
-        assert sum(number * length for number, length in stages) == n_steps
+        assert sum(stage.n_trajectories * stage.n_leapfrog for stage in stages) == n_steps
 
 
 def test_refinement_is_longer_where_bonds_hold_the_base_together(aldp, generator):
     """Of 500 steps a tenth instead of a third are in short trajectories, the others in longer."""
     ensemble = Ensemble(aldp.base.sample(2, generator), torch.zeros(2), None, aldp)
     assert ensemble.refine(60).info["n_energy"] == 2 * (60 + 2)  # 2 of 3 and one of 54: two stages
-    assert [length for _, length in refinement(500, 55)] == [3, 55, 5]
-    assert refinement(500, 55, 1 / 10) == [(16, 3), (8, 55), (1, 12)]
-    assert [length for _, length in refinement(500)] == [3, 17, 12]
+    assert [stage.n_leapfrog for stage in refinement(500, 55)] == [3, 3, 3, 55, 5]
+    short = [(10, 3, 1.0), (3, 3, 1 / 5), (3, 3, 1.0)]
+    assert refinement(500, 55, 1 / 10) == [*short, (8, 55, 1.0), (1, 12, 1.0)]
+    assert [stage.n_leapfrog for stage in refinement(500)] == [3, 3, 3, 17, 12]
+
+
+def test_atoms_too_near_for_the_step_of_the_others_come_apart(generator):
+    """An atom wedged between two, in some of the droplets; the step suits the others."""
+    system = load_system("lj55")
+    lattice = remove_mean(jittered_lattice(55, 3, generator, n=300).float())
+    positions = refined(system, lattice, 400, seed=1).positions
+    for droplet in positions[:80]:
+        centre, farthest = droplet.norm(dim=-1).argmin(), droplet.norm(dim=-1).argmax()
+        neighbour = (droplet - droplet[centre]).norm(dim=-1).argsort()[1]
+        droplet[farthest] = (droplet[centre] + droplet[neighbour]) / 2
+    assert system.potential.energy(positions)[:80].min() > 1000
+    for seed in (0, 1):
+        assert refined(system, positions, 200, seed).energies.max() < -200
 
 
 def test_refinement_without_steps_is_refused():

@@ -24,6 +24,19 @@ SHORT_SHARE = {"isotropic": 1 / 3, "bonds": 1 / 10}
 """Share of the steps that go to short trajectories, by the kind of the base."""
 
 
+SMALL_SHARE, SMALLER = 1 / 5, 5.0
+"""Share of the short trajectories, after two thirds of them, whose steps are smaller, and by what
+factor: atoms that stand too near for the step that suits all others are rejected for ever."""
+
+
+class Stage(NamedTuple):
+    """Trajectories of a number of leapfrog steps, each the adapted step times `shrink`."""
+
+    n_trajectories: int
+    n_leapfrog: int
+    shrink: float = 1.0
+
+
 class Refined(NamedTuple):
     """Structures after refinement, and what it took."""
 
@@ -53,13 +66,13 @@ def refined(
     n_accepted = 0.0
     states = []
     for batch in positions.split(batch_size):
-        for n_trajectories, n_leapfrog in stages:
-            settings = (n_trajectories, step_size, n_leapfrog, generator)
+        for n_trajectories, n_leapfrog, shrink in stages:
+            settings = (n_trajectories, shrink * step_size, n_leapfrog, generator, shrink == 1.0)
             state = hmc(potential, batch, *settings, scale=system.base.mode_scale)
-            batch, step_size = state.positions, state.step_size
+            batch, step_size = state.positions, state.step_size / shrink
             n_accepted += state.acceptance * n_trajectories * len(batch)
         states.append(state)
-    n_proposed = len(positions) * sum(number for number, _ in stages)
+    n_proposed = len(positions) * sum(stage.n_trajectories for stage in stages)
     return Refined(
         torch.cat([state.positions for state in states]),
         torch.cat([state.energies for state in states]),
@@ -86,19 +99,23 @@ def refinement(
     n_steps: int,
     long: int = LONG_TRAJECTORY["isotropic"],
     short_share: float = SHORT_SHARE["isotropic"],
-) -> list[tuple[int, int]]:
-    """Numbers of Hamiltonian trajectories and their leapfrog steps, `n_steps` in all.
+) -> list[Stage]:
+    """Stages of Hamiltonian trajectories, `n_steps` leapfrog steps in all.
 
-    A share of the steps goes to short trajectories; what those of `long` steps leave over is one
-    more.
+    A share of the steps goes to short trajectories, some of them with smaller steps; what those of
+    `long` steps leave over is one more.
     """
     if n_steps < 1:
         raise ValueError(f"n_steps is {n_steps}; refine with at least 1 step")
     n_short = int(n_steps * short_share) // SHORT_TRAJECTORY
     left = n_steps - n_short * SHORT_TRAJECTORY
+    n_small = int(n_short * SMALL_SHARE)
+    n_first = (2 * n_short) // 3 if n_small else n_short
     stages = [
-        (n_short, SHORT_TRAJECTORY),
-        (left // long, long),
-        (1, left % long),
+        Stage(n_first, SHORT_TRAJECTORY),
+        Stage(n_small, SHORT_TRAJECTORY, 1 / SMALLER),
+        Stage(n_short - n_first - n_small, SHORT_TRAJECTORY),
+        Stage(left // long, long),
+        Stage(1, left % long),
     ]
-    return [(number, length) for number, length in stages if number > 0 and length > 0]
+    return [stage for stage in stages if stage.n_trajectories > 0 and stage.n_leapfrog > 0]
