@@ -12,7 +12,7 @@ import torch
 from boltztilt.energy import Potential
 from boltztilt.potentials.molecular import molecular_potential
 from boltztilt.potentials.openmm_frames import import_openmm
-from boltztilt.suggestions import did_you_mean
+from boltztilt.suggestions import check_settings
 from boltztilt.systems.molecule import Molecule
 
 if TYPE_CHECKING:
@@ -101,15 +101,9 @@ def molecule_from_table(table: Mapping[str, Any], folder: Path) -> MolecularSyst
 
 def _check_table(table: Mapping[str, Any]) -> None:
     """Raises ValueError unless a [molecule] table has the settings it needs and no others."""
-    for key, value in table.items():
-        if key not in SETTINGS:
-            raise ValueError(
-                f"[molecule] unknown setting {key!r}.{did_you_mean(key, SETTINGS)} Known: "
-                f"{', '.join(SETTINGS)}"
-            )
-        kinds, meaning = SETTINGS[key]
-        if not isinstance(value, kinds) or isinstance(value, bool) or value == []:
-            raise ValueError(f"[molecule] {key} = {value!r}: expected {meaning}")
+    check_settings(table, SETTINGS, "[molecule] ")
+    if table.get("force_field") == []:
+        raise ValueError(f"[molecule] force_field = []: expected {SETTINGS['force_field'][1]}")
     if "pdb" not in table or "temperature" not in table:
         raise ValueError("[molecule] needs pdb (a file) and temperature (in kelvin)")
     if ("force_field" in table) == ("system_xml" in table):

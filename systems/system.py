@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from boltztilt.energy import CallablePotential, Potential
 from boltztilt.sampling.base import BondGaussian, Gaussian
-from boltztilt.suggestions import did_you_mean
+from boltztilt.suggestions import check_settings, did_you_mean
 from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
 
 if TYPE_CHECKING:
@@ -332,15 +332,7 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
 
 def _check_table(table: Mapping[str, Any]) -> None:
     """Raises ValueError for what the file of a system cannot tell."""
-    for key, value in table.items():
-        if key not in SETTINGS:
-            raise ValueError(
-                f"unknown setting {key!r}.{did_you_mean(key, SETTINGS)} Known: "
-                f"{', '.join(SETTINGS)}"
-            )
-        kinds, meaning = SETTINGS[key]
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ValueError(f"{key} = {value!r}: expected {meaning}")
+    check_settings(table, SETTINGS)
     species = table.get("species", [])
     if not all(type(each) is int for each in species):
         raise ValueError(f"species = {species!r}: expected a whole number for each atom")
