@@ -139,7 +139,8 @@ def print_results(names: list[str], options: argparse.Namespace, reference: Refe
     error = results["log_z"]["error"]  # null where a single group of chains has none
     log_z = Estimate(results["log_z"]["value"], math.nan if error is None else error)
     row("log Z, annealed chains", str(log_z))
-    row("floor of W2", str(noise_floor(energy_wasserstein, reference.energies, options.n)))
+    floor = noise_floor(energy_wasserstein, reference.energies, options.n, groups=reference.groups)
+    row("floor of W2", str(floor))
     table = Table(*HEADINGS, first_width=24)
     for name in names:
         if name not in results["rows"]:

@@ -53,7 +53,9 @@ def main() -> None:
     options = begin(parser)
     sampler = Sampler.load(options.sampler)
     reference = Reference.load(options.reference, sampler.system)
-    floor = noise_floor(distance, reference.energies, options.n, 10, options.seed)
+    floor = noise_floor(
+        distance, reference.energies, options.n, seed=options.seed, groups=reference.groups
+    )
     median = reference.energies.median()
     row("reference", f"{median:.1f}", f"E-W2 {floor} between draws of the same N")
     flow = {"n_steps": options.steps, "solver": "rk4", "with_density": False}

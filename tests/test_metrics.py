@@ -199,3 +199,17 @@ def test_noise_floor_is_the_distance_of_independent_draws(n):
     )
     error = math.hypot(floor.error, float(independent.std())) / math.sqrt(40)
     assert abs(floor.value - float(independent.mean())) < 4 * error
+
+
+def test_noise_floor_of_groups_is_that_of_as_many_independent_samples():
+    n_groups, copies = 60, 50
+    labels = torch.randperm(n_groups * copies, generator=torch.Generator().manual_seed(3))
+    groups = 7 + labels // copies
+    values = normal(n_groups, 18)[groups - 7]
+    n = 4000
+    floor = noise_floor(energy_wasserstein, values, n, n_repeats=40, groups=groups)
+    taken_as_independent = noise_floor(energy_wasserstein, values, n, n_repeats=40)
+    independent = noise_floor(energy_wasserstein, normal(n_groups, 18), n, n_repeats=40)
+    error = math.hypot(floor.error, independent.error) / math.sqrt(40)
+    assert abs(floor.value - independent.value) < 4 * error
+    assert floor.value > 3 * taken_as_independent.value

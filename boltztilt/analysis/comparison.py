@@ -27,12 +27,12 @@ def compare(
     """Distances of the ensemble to the reference, raw and reweighted, beside their noise floors.
 
     `floor` is the distance of as many reference structures as the ensemble has to the whole
-    reference, both drawn anew; `floor_effective` that of as many as its weights are worth, the best
-    that reweighting can reach. Ensembles without weights are compared as they are. Molecules are
-    compared in their conformations as well. Floors that another comparison with the same reference
-    has measured can be given.
+    reference, both drawn anew, the reference in whole chains; `floor_effective` that of as many as
+    the weights are worth, the best that reweighting can reach. Ensembles without weights are
+    compared as they are. Molecules are compared in their conformations as well. Floors that another
+    comparison with the same reference has measured can be given.
     """
-    floors = floors or NoiseFloors(seed)
+    floors = floors or NoiseFloors(seed, reference.groups)
     limit = reference.energies.quantile(TAIL)
     beyond = (~(ensemble.energies <= limit)).double()
     compared: dict[str, Any] = {
@@ -69,7 +69,7 @@ def compare_molecules(
     system, molecule = ensemble.system, ensemble.system.molecule
     if molecule is None:
         raise ValueError(f"system {system.name!r} is not a molecule: it has no conformations")
-    floors = floors or NoiseFloors()
+    floors = floors or NoiseFloors(groups=reference.groups)
     faults = partial(
         conformations.intact,
         molecule=molecule,
@@ -95,10 +95,16 @@ def compare_molecules(
 
 
 class NoiseFloors:
-    """Distances between parts of one reference, each measured once for a number of structures."""
+    """Distances between parts of one reference, each measured once for a number of structures.
 
-    def __init__(self, seed: int = 0) -> None:
+    Args:
+        seed: of the draws.
+        groups: which structures of the reference depend on each other, see `Reference.groups`.
+    """
+
+    def __init__(self, seed: int = 0, groups: Tensor | None = None) -> None:
         self.seed = seed
+        self.groups = groups
         self.known: dict[tuple[str, int], Estimate] = {}
 
     def beside(
@@ -115,8 +121,9 @@ class NoiseFloors:
             sizes["floor_effective"] = max(2, round(ensemble.n_effective))
         for size in sizes.values():
             if (name, size) not in self.known:
-                found = metrics.noise_floor(distance, reference, size, n_repeats, self.seed)
-                self.known[name, size] = found
+                self.known[name, size] = metrics.noise_floor(
+                    distance, reference, size, n_repeats, self.seed, self.groups
+                )
         return {view: self.known[name, size] for view, size in sizes.items()}
 
 

@@ -78,7 +78,7 @@ def evaluate(
         )
         lost = n_reference - len(found.log_weights)
         at_reference = found if lost < n_reference else None
-    floors = NoiseFloors(seed)
+    floors = NoiseFloors(seed, reference.groups)
     compared = compare(ensemble, reference, seed, floors)
     basins = {"basins": compared.pop("basins")} if "basins" in compared else {}
     report = {

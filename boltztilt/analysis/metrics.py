@@ -187,25 +187,36 @@ def noise_floor(
     n: int,
     n_repeats: int = 10,
     seed: int = 0,
+    groups: Int64[Tensor, "batch"] | None = None,
 ) -> Estimate:
     """The metric between two independent draws of the reference: `n` and as many as it holds.
 
     The value is the mean over repeated draws (with replacement), the error their standard
-    deviation: what one comparison can show by chance.
+    deviation: what one comparison can show by chance. Samples of one group, such as a chain, may
+    depend on each other: in place of the whole reference as many whole groups are then drawn.
     """
     generator = torch.Generator().manual_seed(seed)
     size = len(reference)
+    members = _members(torch.arange(size) if groups is None else groups)
+
+    def drawn_anew() -> Tensor:
+        chosen = torch.randint(len(members), (len(members),), generator=generator)
+        return reference[torch.cat([members[number] for number in chosen.tolist()])]
+
     values = torch.tensor(
         [
-            metric(
-                reference[torch.randint(size, (n,), generator=generator)],
-                reference[torch.randint(size, (size,), generator=generator)],
-            )
+            metric(reference[torch.randint(size, (n,), generator=generator)], drawn_anew())
             for _ in range(n_repeats)
         ],
         dtype=torch.float64,
     )
     return Estimate(float(values.mean()), float(values.std()))
+
+
+def _members(groups: Int64[Tensor, "batch"]) -> tuple[Tensor, ...]:
+    """The indices of the samples of each group."""
+    _, sizes = groups.unique(return_counts=True)
+    return groups.argsort(stable=True).split(sizes.tolist())
 
 
 def _per_pair(
