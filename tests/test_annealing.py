@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scores import z_score
 
 from boltztilt.energy import CallablePotential
 from boltztilt.potentials.harmonic import Harmonic
@@ -15,10 +16,6 @@ from boltztilt.tilt.annealing import ChainGroups, anneal, find_ladder, follow_la
 WELL = Harmonic(4, stiffness=9.0)
 SYSTEM = System("well", WELL)
 POOR = {"cess": 0.5, "n_steps": 1, "n_leapfrog": 2}  # chains that hardly forget
-
-
-def z_score(estimate, truth):
-    return (estimate.value - truth) / estimate.error
 
 
 @pytest.mark.parametrize("centered", [True, False])

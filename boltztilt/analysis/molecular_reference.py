@@ -17,15 +17,15 @@ from torch import Tensor
 from boltztilt.analysis.autocorrelation import correlated_mean, effective_number
 from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsions
 from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_replicas
-from boltztilt.analysis.reference import (
+from boltztilt.analysis.equilibration import (
     MOST_LAPLACIANS,
-    Reference,
     chain_mean,
     configurational_temperature,
     drift,
     r_hat,
     slow_observables,
 )
+from boltztilt.analysis.reference import Reference
 from boltztilt.checkpoint import load_state, save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.geometry import remove_mean

@@ -132,7 +132,7 @@ def reference(
 
 def warn_of_failed_checks(samples: Reference) -> None:
     """Says what the checks of reference samples object to."""
-    from boltztilt.analysis.reference import failed_checks
+    from boltztilt.analysis.equilibration import failed_checks
 
     for failed in failed_checks(samples.checks):
         console.standard_error().print(f"warning: the reference is not equilibrated: {failed}")
