@@ -64,9 +64,12 @@ def train_and_judge(
     settings: dict[str, Any], options: argparse.Namespace, reference: Reference
 ) -> dict[str, Any]:
     """One row: training with these settings, and what came of it."""
-    system, started = reference.system, process_time()
+    system = reference.system
     try:
         recipe = Recipe.from_mapping(merged(system.recipe, settings))
+        if recipe.compile:
+            TrainingRun(system, recipe, options.seed, "cpu").update()  # compiles
+        started = process_time()
         run = TrainingRun(system, recipe, options.seed, "cpu")
         run.read_start()
         while not run.finished and process_time() - started < 60 * options.minutes:

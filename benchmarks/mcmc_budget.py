@@ -9,12 +9,13 @@ error stands what it would be after one second and after a million energy calls 
 square root of the cost; a method is better where these are smaller.
 
 The sampler (shipped weights, a run folder or a weights file) draws independent structures and
-reweights them by their exact density, at one energy call each. Its training is left out of the
-table and counted at the end, as the weights record it. MALA and HMC start from the base Gaussian,
-as few long chains and as many short ones. Each of their budgets is a run of its own: the first
-half tunes the step size (to an acceptance of 0.6 and 0.8) and is discarded, the second half runs
-with the step size frozen. HMC makes 20 leapfrog steps a trajectory, and MALA is read every 20
-steps; a step of either costs one energy with its force. Comparing with the reference is not timed.
+reweights them by their exact density, at one energy call each. Its training, with the runs that
+it started from, is left out of the table and counted at the end, as the weights record it. MALA
+and HMC start from the base Gaussian, as few long chains and as many short ones. Each of their
+budgets is a run of its own: the first half tunes the step size (to an acceptance of 0.6 and 0.8)
+and is discarded, the second half runs with the step size frozen. HMC makes 20 leapfrog steps a
+trajectory, and MALA is read every 20 steps; a step of either costs one energy with its force.
+Comparing with the reference is not timed.
 
 No error can be told from the reference's own, which is printed first (-n is its size where it has
 to be made), and with few seeds an error
@@ -23,12 +24,13 @@ is known to about 1 / sqrt(2 seeds) of itself.
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import torch
 from conditions import arguments, begin, row
@@ -210,7 +212,7 @@ def print_results(results: dict[str, list[Result]]) -> None:
 
 def print_verdict(results: dict[str, list[Result]], sampler: Sampler) -> None:
     """Who reaches the sampler's error when, without and with its training."""
-    seconds, calls = (float(sampler.metadata.get(key) or 0) for key in ("wall_time", "n_energy"))
+    seconds, calls = (training_cost(sampler.metadata, key) for key in ("wall_time", "n_energy"))
     print()
     where = sampler.metadata.get("hardware", "unknown hardware")
     row("training of the sampler", f"{seconds:.0f} s, {calls:,.0f} calls", f"wall time, {where}")
@@ -224,6 +226,13 @@ def print_verdict(results: dict[str, list[Result]], sampler: Sampler) -> None:
         for name, budgets in others:
             reached = crossing(budgets, error(last), error)
             row(f"  {name} reach it", reached, payback(budgets[-1], last, seconds, error))
+
+
+def training_cost(metadata: Mapping[str, Any] | None, key: str) -> float:
+    """What a run cost, with all that it started from, as far as the weights tell."""
+    if not metadata:
+        return 0.0
+    return float(metadata.get(key) or 0) + training_cost(metadata.get("start"), key)
 
 
 def load_or_make(path: Path | None, system: System, n: int, seed: int) -> Reference:

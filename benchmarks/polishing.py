@@ -23,7 +23,6 @@ Reference: V. De Bortoli et al. (2024), Target score matching, https://arxiv.org
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +31,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from ablation import UNTIL_TIME_IS_UP, judge
+from ablation import UNTIL_TIME_IS_UP, judge, load_results
 from conditions import arguments, begin, row
 from measurement import Table
 from torch import Tensor
@@ -207,25 +206,37 @@ def judged(name: str, reference: Reference, options: argparse.Namespace) -> dict
 def print_results(names: list[str], reference: Reference, options: argparse.Namespace) -> None:
     """The table, row by row as each is made or found."""
     path = options.out / "polishing.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results = load_results(path, conditions(options))
     if "log_z" not in results:
         results["log_z"] = anneal(reference.system, options.chains, seed=2000).log_z.value
     row("log Z, annealed chains", f"{results['log_z']:.2f}")
     table = Table(*HEADINGS, first_width=26)
     for name in names:
-        if name not in results:
-            results[name] = judged(name, reference, options)
+        if name not in results["rows"]:
+            results["rows"][name] = judged(name, reference, options)
             write_report(path, results)
-        values = results[name]
-        distances = (values["w2_raw"], values["w2_reweighted"])
-        bounds = (results["log_z"] - values["elbo"], values["eubo"] - results["log_z"])
-        table.add(
-            name,
-            str(values["updates"]),
-            f"{values['cpu_seconds']:.0f}",
-            f"{values['ess']:.2%}",
-            *("-" if value is None else f"{value:.3g}" for value in (*bounds, *distances)),
-        )
+        print_row(table, name, results["rows"][name], results["log_z"])
+
+
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """What starts and rows of one folder have in common."""
+    names = ("system", "start", "minutes", "n", "seed", "threads")
+    same = {name: getattr(options, name) for name in names}
+    return {**same, "reference": str(options.reference)}
+
+
+def print_row(table: Table, name: str, result: dict[str, Any], log_z: float) -> None:
+    """One line of the table; what is infinite, and null in the file, shows as a dash."""
+    values = {key: math.nan if value is None else value for key, value in result.items()}
+    bounds = (log_z - values["elbo"], values["eubo"] - log_z)
+    distances = (values["w2_raw"], values["w2_reweighted"])
+    table.add(
+        name,
+        str(values["updates"]),
+        f"{values['cpu_seconds']:.0f}",
+        f"{values['ess']:.2%}",
+        *(f"{value:.3g}" if math.isfinite(value) else "-" for value in (*bounds, *distances)),
+    )
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=200, help="leapfrog steps; 0 for none")
     options = begin(parser)
     sampler = Sampler.load(options.sampler)
+    sampler.compile = True
     reference = Reference.load(options.reference, sampler.system)
     floor = noise_floor(
         distance, reference.energies, options.n, seed=options.seed, groups=reference.groups

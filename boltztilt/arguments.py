@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from boltztilt.systems.system import System
 
 
+OPTIONS = ("seed", "device")
+"""What looks like entries of a recipe and has options of its own."""
+
+
 def open_sampler(target: str | Path, device: str = "cpu", system: str | None = None) -> Sampler:
     """The sampler of a system's shipped weights, a run folder or a weights file."""
     from boltztilt.sampling.sampler import Sampler
@@ -59,9 +63,13 @@ def read_overrides(texts: list[str]) -> dict[str, Any]:
         *tables, name = key.split(".")
         if not equals or not name or not value:
             raise ValueError(f"--set {text}: expected key=value, such as --set n_particles=512")
+        if key in OPTIONS:
+            raise ValueError(f"--set {text}: {key} is no entry of the recipe; give --{key} {value}")
         target = overrides
         for table in tables:
             target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"--set {text}: {table} was given as {target!r}, not as a table")
         target[name] = read_value(value)
     return overrides
 
@@ -96,11 +104,12 @@ def holds_run(folder: Path) -> bool:
     return (folder / "checkpoint" / "state.pt").exists()
 
 
-def next_command(name: str, folder: Path) -> str:
+def next_command(name: str, folder: Path, device: str) -> str:
     """What to type after an interruption."""
     if not holds_run(folder):
         return "nothing was computed yet: start again"
     words = ["boltztilt", "train", name, "-o", str(folder), "--resume"]
+    words += ["--device", device] if device != "cpu" else []
     return f"continue with: {shlex.join(words)}"
 
 

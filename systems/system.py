@@ -248,7 +248,7 @@ class System:
         """Returns the path of the trained weights beside the system's file, if there are any."""
         if self.source is None:
             return None
-        path = self.source.with_name(f"{self.name}.safetensors")
+        path = self.source.with_suffix(".safetensors")
         return path if path.is_file() else None
 
 

@@ -145,6 +145,13 @@ def test_mcmc_budget_names_who_needs_how_long(run, dw4_reference):
     assert "training" in text
 
 
+def test_training_cost_counts_what_a_run_started_from(benchmark_module):
+    earlier = {"wall_time": 10.0, "start": {"wall_time": 5.0, "start": None}}
+    cost = benchmark_module("mcmc_budget")["training_cost"]
+    assert cost({"wall_time": 2.0, "n_energy": 7, "start": earlier}, "wall_time") == 17.0
+    assert cost({"wall_time": 2.0, "n_energy": 7, "start": earlier}, "n_energy") == 7.0
+
+
 def test_crossing_is_interpolated_on_logarithms(benchmark_module):
     module = benchmark_module("mcmc_budget")
     results = [module["Result"](t, 0, 1 / math.sqrt(t), 0) for t in (1.0, 4.0, 16.0)]
@@ -297,6 +304,8 @@ def test_polishing_continues_one_field_in_every_way(run, tmp_path, generator):
     for name in (*rows, "target score"):
         assert figures(text, name)[2].endswith("%")
     assert run("polishing", *words).splitlines()[-10:] == text.splitlines()[-10:]
+    with pytest.raises(SystemExit, match="other seed; give another"):
+        run("polishing", *words, "--seed", 1)
 
 
 def test_targets_informed_by_forces_have_the_mean_of_the_usual_ones(benchmark_module, generator):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 
+import pytest
 import torch
 from command_line import assert_refused, boltztilt, command, spawn
 from safetensors.torch import load_file
@@ -24,6 +25,19 @@ def test_overrides_are_read_as_toml_and_may_enter_tables():
         "optimiser": "adamw",
         "network": {"n_hidden": 32, "kind": "egnn"},
     }
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["seed=3"], "give --seed 3"),
+        (["network=unrolled", "network.n_layers=4"], "network was given as 'unrolled', not as a"),
+        (["cess"], "expected key=value"),
+    ],
+)
+def test_overrides_that_cannot_be_meant_are_refused(texts, words):
+    with pytest.raises(ValueError, match=words):
+        read_overrides(texts)
 
 
 def test_run_folder_has_recipe_log_checkpoint_and_weights(run_folder):

@@ -12,6 +12,7 @@ from boltztilt.analysis.equilibration import failed_checks
 from boltztilt.analysis.metrics import short_pair_occupancy
 from boltztilt.analysis.reference import Reference, make_reference
 from boltztilt.potentials.harmonic import Harmonic
+from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.systems.system import System, load_system
 
@@ -93,6 +94,19 @@ def test_foreign_samples_need_only_positions_and_the_same_convention(well, tmp_p
     np.savez(path, positions=np.zeros((5, 4, 3)))
     with pytest.raises(ValueError, match=r"needs \(batch, 3, 3\)"):
         Reference.load(path, WELL)
+
+
+def test_structures_of_a_sampler_are_no_reference_unless_resampled(well, tmp_path):
+    drawn = Ensemble(well.positions, well.energies, -well.energies, WELL, {"seed": 0})
+    for number, ensemble in enumerate((drawn, drawn.refine(5))):
+        path = tmp_path / f"{number}.npz"
+        ensemble.save(path)
+        with pytest.raises(ValueError, match="structures of a sampler, not reference samples"):
+            Reference.load(path, WELL)
+    drawn.resample(500).save(tmp_path / "resampled.npz")
+    resampled = Reference.load(tmp_path / "resampled.npz", WELL)
+    assert len(resampled) == 500
+    assert resampled.groups is not None
 
 
 def test_impossible_sizes_are_refused(tmp_path, well):

@@ -74,9 +74,9 @@ def test_file_of_ones_own_is_a_system(tmp_path):
 
 
 def test_weights_are_found_beside_the_file(tmp_path):
-    path = write_system(tmp_path, '[potential]\nkind = "harmonic"\nn_atoms = 3\n')
+    path = write_system(tmp_path, 'name = "other"\n[potential]\nkind = "harmonic"\nn_atoms = 3\n')
     assert load_system(path).weights_path() is None
-    weights = tmp_path / "mine.safetensors"
+    weights = path.with_suffix(".safetensors")
     weights.write_bytes(b"")
     assert load_system(path).weights_path() == weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -96,9 +96,10 @@ class Reference:
         """The samples in an .npz file; only `positions` is required when the system is given.
 
         Energies are computed anew; energies in the file that differ follow another convention and
-        are refused.
+        are refused, as are the structures of an ensemble that were not resampled by weight.
         """
         arrays = read_arrays(path, ("positions",) if system else ("positions", "system"))
+        _refuse_ensemble(path, arrays)
         if system is None:
             system = load_system(str(arrays["system"]))
         positions = torch.as_tensor(arrays["positions"], dtype=torch.float32)
@@ -261,6 +262,16 @@ def _restored(check: Any) -> Any:
             **{name: math.nan if entry is None else entry for name, entry in check.items()}
         )
     return {name: _restored(entry) for name, entry in check.items()}
+
+
+def _refuse_ensemble(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Raises ValueError where an ensemble of a sampler is taken for reference samples."""
+    of_ensemble = "info" in arrays and "checks" not in arrays
+    if of_ensemble and "resampled_from" not in json.loads(str(arrays["info"])):
+        raise ValueError(
+            f"{path} holds structures of a sampler, not reference samples; make these with "
+            "`boltztilt reference NAME -o NAME_reference.npz`, or resample the structures by weight"
+        )
 
 
 def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system: System) -> None:

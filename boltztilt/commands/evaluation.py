@@ -54,9 +54,10 @@ def evaluate(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Compares a sampler with a long Markov chain; writes report.json and plots.
+    """Compares a sampler with reference samples; writes report.json and plots.
 
-    Without --reference it makes one by MCMC, once, and keeps it in the folder.
+    Without --reference it makes them, as boltztilt reference does, once, and
+    keeps them in the folder.
 
     [bold]Examples[/bold]
       boltztilt evaluate runs/lj13
@@ -149,7 +150,12 @@ def find_reference(
         return Reference.load(given or kept, system)
     folder.mkdir(parents=True, exist_ok=True)
     partial = partial_path(kept)
-    made = sample_reference(system, n, 0, partial, resume=True, quiet=quiet)
+    try:
+        made = sample_reference(system, n, 0, partial, resume=True, quiet=quiet)
+    except KeyboardInterrupt:
+        if not partial.exists():
+            raise
+        raise stopped("the same command continues with the reference") from None
     made.save(kept)
     shutil.rmtree(partial, ignore_errors=True)
     return made

@@ -17,7 +17,11 @@ def train(
     name: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run folder.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the folder, to the same result.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in the folder, with its recipe and seed, to the same result.",
+        ),
     ] = False,
     max_minutes: Annotated[
         float | None, typer.Option(help="Stop after this time; --resume continues.", min=0.0)
@@ -53,9 +57,11 @@ def train(
     check_run_folder(output, resume, force)
     try:
         from boltztilt.systems.system import load_system
+        from boltztilt.tilt.recipe import check_names
         from boltztilt.tilt.training import train as train_sampler
 
         check_device(device)
+        check_names(changes)
         system = load_system(name)
         with console.TrainingBar(quiet) as progress:
             sampler = train_sampler(
@@ -71,7 +77,7 @@ def train(
                 **changes,
             )
     except KeyboardInterrupt:
-        raise stopped(next_command(name, output)) from None
+        raise stopped(next_command(name, output, device)) from None
     rows = console.report_rows(sampler.metadata, {"recipe", "start"})
     console.print_table(f"trained {name}", rows)
     console.print_files([output / "weights.safetensors", output / "log.csv"])

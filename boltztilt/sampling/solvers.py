@@ -58,7 +58,8 @@ def check_stochastic(solver: str | None, metadata: Metadata, system: str) -> Non
     for name, value in _unlike_a_mean(metadata).items():
         raise ValueError(
             f"this field was trained with {name} = {value!r}, and stochastic sampling needs "
-            f"{CONDITIONAL_MEAN[name]!r}: train one with `boltztilt train {system} --stochastic`"
+            f"{CONDITIONAL_MEAN[name]!r}: train one with `boltztilt train {system} --stochastic "
+            f"-o runs/{system}`"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,13 +221,8 @@ class Recipe:
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> Recipe:
         """The recipe of a TOML table; unknown names are refused with the nearest known one."""
+        check_names(table)
         types = {entry.name: str(entry.type) for entry in dataclasses.fields(cls)}
-        for name in table:
-            if name not in types:
-                raise ValueError(
-                    f"recipe: unknown setting {name!r}.{did_you_mean(name, types)} "
-                    f"Known: {', '.join(sorted(types))}"
-                )
         return cls(**{name: _as_type(name, value, types[name]) for name, value in table.items()})
 
     def to_mapping(self) -> dict[str, Any]:
@@ -243,6 +238,17 @@ class Recipe:
         lines += ["", "[network]"] + [f"{name} = {_toml(value)}" for name, value in given.items()]
         with atomic_path(path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_names(table: Iterable[str]) -> None:
+    """Raises ValueError where a name is no setting of a recipe, with the nearest that is one."""
+    known = [entry.name for entry in dataclasses.fields(Recipe)]
+    for name in table:
+        if name not in known:
+            raise ValueError(
+                f"recipe: unknown setting {name!r}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(sorted(known))}"
+            )
 
 
 def load_recipe(path: Path) -> tuple[Recipe, int, str]:
