@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+STRUCTURES_AT_ONCE = 4096
+"""Of which energies and forces are computed at a time: more need more memory and are no faster."""
+
 
 @runtime_checkable
 class Potential(Protocol):
@@ -193,3 +196,10 @@ def relative_reward(
     over the subspace on which the base lives.
     """
     return -energy.double() - base.log_density(positions)
+
+
+def in_parts(
+    function: Callable[[Tensor], Tensor], positions: Float[Tensor, "batch atoms dims"]
+) -> Tensor:
+    """Returns an energy or force of many configurations, `STRUCTURES_AT_ONCE` at a time."""
+    return torch.cat([function(part) for part in positions.split(STRUCTURES_AT_ONCE)])

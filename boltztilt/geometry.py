@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +61,7 @@ def optimal_permutation(
     """
     cost = -(target @ mobile.transpose(-1, -2))
     different = species[:, None] != species[None, :]
-    matrices = cost.masked_fill(different, 1e6).cpu().numpy()
+    matrices = cost.masked_fill(different, math.inf).cpu().numpy()
     orders = [linear_sum_assignment(matrix)[1] for matrix in matrices]
     return torch.as_tensor(np.stack(orders), device=mobile.device)
 

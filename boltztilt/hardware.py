@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -42,6 +43,12 @@ def _processor(what: str) -> str:
     return entries[0] if entries else ""
 
 
+_choosing_products = threading.Lock()
+_precision_before: list[str] = []
+"""What the setting was when each thread began that takes its products from oneDNN: the first entry
+that of before, the others oneDNN's."""
+
+
 @contextmanager
 def fast_products() -> Iterator[None]:
     """Products of single-precision matrices by oneDNN where it is faster than torch's choice, MKL.
@@ -49,21 +56,32 @@ def fast_products() -> Iterator[None]:
     That is on AMD processors, by a factor of 2 to 4. torch takes oneDNN if less precise products
     are allowed; they are allowed only where oneDNN does not make use of that. Only for evaluations
     of fields: meanwhile `torch.get_float32_matmul_precision` cannot tell what is allowed, and
-    raises.
+    raises; `full_precision_products` tells.
     """
     with _onednn() if _onednn_is_faster() else nullcontext():
         yield
 
 
+def full_precision_products() -> bool:
+    """Whether products of single-precision matrices are as exact as single precision allows."""
+    with _choosing_products:
+        if _precision_before:
+            return _precision_before[0] not in ("bf16", "tf32")
+        return torch.get_float32_matmul_precision() == "highest"
+
+
 @contextmanager
 def _onednn() -> Iterator[None]:
-    """Products by oneDNN, in a torch that has the choice."""
+    """Products by oneDNN, in a torch that has the choice, until the last thread is done."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
-    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    with _choosing_products:
+        _precision_before.append(settings.fp32_precision)
+        settings.fp32_precision = "bf16"
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        with _choosing_products:
+            settings.fp32_precision = _precision_before.pop()
 
 
 @lru_cache(maxsize=1)

@@ -32,7 +32,9 @@ Refine = Annotated[
 Resample = Annotated[
     bool, typer.Option("--resample", help="Draw by weight: equally weighted structures.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random number.", min=0)]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Seed of every random number.", min=0, max=2**32 - 1)
+]
 Steps = Annotated[
     int | None,
     typer.Option(

@@ -13,15 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
-from boltztilt.potentials.openmm_potential import check_atoms, finite_force
+from boltztilt.potentials.openmm_potential import SYMMETRY_TOLERANCE, check_atoms, finite_force
 from boltztilt.testing import random_rotation
 
 if TYPE_CHECKING:
     import ase
 
 ANGSTROM_PER_NM = 10.0
-SYMMETRY_TOLERANCE = 0.1
-"""Largest change of the energy, in kT, under a motion that is said to leave it unchanged."""
 
 
 class ASEPotential(Potential):

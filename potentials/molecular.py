@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.hardware import full_precision_products
 from boltztilt.networks.compilation import compiled_for
 from boltztilt.parallel import in_threads
 from boltztilt.potentials.force_terms import Term, total
@@ -147,7 +148,7 @@ class ForceFieldPotential(Potential):
         If `equal`, the last part is filled up with its last frame: one shape to compile for.
         """
         check_atoms(self.n_atoms, positions)
-        if torch.get_float32_matmul_precision() != "highest":
+        if not full_precision_products():
             positions = positions.double()
         values = PAIR_VALUES.get(positions.device.type, PAIR_VALUES["cuda"])
         n_pairs = self.n_atoms * (self.n_atoms - 1) // 2

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 EXTERNAL_FORCES = ("CustomExternalForce", "CustomCVForce")  # may see absolute positions
 
 
+SYMMETRY_TOLERANCE = 0.1
+"""Largest change of the energy, in kT, under a motion that is said to leave it unchanged."""
+
+
 class OpenMMSource(NamedTuple):
     """The OpenMM System behind a potential and its temperature in kelvin: what dynamics needs."""
 
@@ -127,6 +131,13 @@ def check_system(system: Any) -> None:
         raise ValueError(
             f"the System has {system.getNumConstraints()} constraints, which leave no density over "
             "all positions: create it with constraints=None and rigidWater=False"
+        )
+    masses = [system.getParticleMass(i).value_in_unit(mm.unit.dalton) for i in range(n_atoms)]
+    frozen = [i for i in range(n_atoms) if not masses[i] > 0]
+    if frozen:
+        raise ValueError(
+            f"particle {frozen[0]} of the System has no mass ({len(frozen)} in all), by which "
+            "OpenMM holds it in place: give all atoms their masses"
         )
     sites = [i for i in range(n_atoms) if system.isVirtualSite(i)]
     if sites:

@@ -12,8 +12,10 @@ import torch
 from boltztilt.energy import Potential
 from boltztilt.potentials.molecular import molecular_potential
 from boltztilt.potentials.openmm_frames import import_openmm
+from boltztilt.potentials.openmm_potential import SYMMETRY_TOLERANCE, OpenMMPotential
 from boltztilt.suggestions import check_settings
 from boltztilt.systems.molecule import Molecule
+from boltztilt.testing import random_rotation
 
 if TYPE_CHECKING:
     import openmm
@@ -54,7 +56,18 @@ def molecule_from_openmm(
         positions = positions.value_in_unit(unit.nanometer)
     structure = torch.as_tensor(np.asarray(positions, dtype=np.float64)).float()
     molecule = Molecule(mdtraj.Topology.from_openmm(topology), structure)
-    return MolecularSystem(molecule, molecular_potential(system, temperature))
+    potential = molecular_potential(system, temperature)
+    if isinstance(potential, OpenMMPotential) and _sees_absolute_positions(potential, structure):
+        potential.centered = False
+    return MolecularSystem(molecule, potential)
+
+
+def _sees_absolute_positions(potential: Potential, structure: torch.Tensor) -> bool:
+    """Whether the energy of a structure changes, in kT, as it is moved and turned."""
+    rotation = random_rotation(3, torch.Generator().manual_seed(0))
+    here = structure.double()
+    energy, moved = potential.energy(torch.stack([here, (here + 0.1) @ rotation.T]))
+    return bool(torch.isfinite(energy)) and not bool((moved - energy).abs() <= SYMMETRY_TOLERANCE)
 
 
 def in_kelvin(temperature: Any) -> float:

@@ -65,6 +65,11 @@ def test_translation_invariant_networks_are_refused_in_an_external_field(kind):
     assert isinstance(build_network({"kind": "perceptron"}, system(centered=False)), Perceptron)
 
 
+def test_networks_that_tell_hands_apart_are_refused_where_both_are_alike(aldp):
+    with pytest.raises(ValueError, match="both hands of 'aldp' have the same energy"):
+        build_network({"kind": "perceptron"}, aldp)
+
+
 def test_networks_of_atoms_in_space_are_refused_in_four_dimensions():
     flat = System("four", Harmonic(3, 1.0, 4))
     with pytest.raises(ValueError, match="1 to 3 dimensions, 'four' has 4"):

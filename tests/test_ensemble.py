@@ -310,6 +310,9 @@ def test_npz_round_trip_is_exact(tmp_path):
     assert [path.name for path in paths] == ["spring.npz", "spring.report.json"]
     with pytest.raises(ValueError, match=r"structures of 'spring'.*system=\.\.\."):
         Ensemble.load(paths[0])
+    other = System("other", SPRING.potential)
+    with pytest.raises(ValueError, match=f"holds structures of '{SPRING.name}', not of 'other'"):
+        Ensemble.load(paths[0], other)
     loaded = Ensemble.load(paths[0], SPRING)
     assert torch.equal(loaded.positions, ensemble.positions)
     assert torch.equal(loaded.log_weights, ensemble.log_weights)
@@ -399,6 +402,7 @@ def test_one_hand_has_twice_the_density_and_half_of_z(weights, aldp):
     torch.testing.assert_close(one.log_weights, ensemble.log_weights - math.log(2))
     assert one.log_z.value == pytest.approx(ensemble.log_z.value - math.log(2))
     torch.testing.assert_close(one.weights, ensemble.weights)
+    assert one.unmirrored() is one
 
 
 def test_reflected_structures_keep_their_energy(aldp):

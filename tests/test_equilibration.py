@@ -77,3 +77,24 @@ def test_laplacian_is_the_trace_of_the_hessian_on_the_subspace():
         potential = CallablePotential(energy, 3, 2, centered=centered)
         expected = torch.stack([trace(x, projector) for x in positions])
         torch.testing.assert_close(laplacian(potential, positions), expected)
+
+
+class WithoutGraph(Harmonic):
+    """A well whose energies autograd cannot follow, as those of other programs."""
+
+    def energy(self, positions):
+        return super().energy(positions.detach())
+
+    def energy_and_force(self, positions):
+        return super().energy_and_force(positions.detach())
+
+
+def test_energies_without_a_graph_are_checked_by_their_forces(generator):
+    potential = WithoutGraph(3, stiffness=4.0)
+    positions = potential.sample(400, generator)
+    energies = potential.energy(positions).double().reshape(40, 10)
+    system = System("well", potential)
+    checks = check_equilibration(system, positions.reshape(40, 10, 3, 3), energies)
+    assert "configurational_temperature" not in checks
+    assert abs(z_score(checks["virial"], 1.0)) < 4
+    assert failed_checks(checks) == []

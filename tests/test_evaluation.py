@@ -8,7 +8,7 @@ import torch
 
 from boltztilt.analysis import metrics
 from boltztilt.analysis.comparison import NoiseFloors, compare, compare_molecules
-from boltztilt.analysis.evaluation import evaluate
+from boltztilt.analysis.evaluation import comparison_figures, evaluate
 from boltztilt.analysis.reference import Reference
 from boltztilt.console import report_rows, sample_rows
 from boltztilt.potentials.harmonic import Harmonic
@@ -286,3 +286,15 @@ def test_basins_are_printed_as_values_with_errors(peptide_report):
     ensemble.info["wall_time"] = 1.0
     labels = [label for label, _ in sample_rows(ensemble)]
     assert labels.index("basins of ALA2") == labels.index("ESS") + 1
+
+
+def test_a_single_particle_has_no_pair_distances():
+    system = System("one", Harmonic(1, centered=False))
+    generator = torch.Generator().manual_seed(0)
+    first, second = (system.potential.sample(200, generator) for _ in range(2))
+    ensemble = Ensemble(first, system.potential.energy(first), None, system)
+    reference = Reference(second, system.potential.energy(second).double(), system)
+    compared = compare(ensemble, reference)
+    assert "energy_w2" in compared
+    assert "pair_distance_w1" not in compared
+    assert list(comparison_figures(ensemble, reference, compared)) == ["energy"]

@@ -83,10 +83,11 @@ def test_permutation_is_recovered(generator):
     assert torch.equal(permute(mobile, found), target)
 
 
-def test_permutation_stays_within_species(generator):
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_permutation_stays_within_species(scale, generator):
     """Exchanging atoms 0 and 1 would fit better, but they are different."""
     species = torch.tensor([0, 1, 0, 1])
-    target = clouds(4, 3, generator)
+    target = scale * clouds(4, 3, generator)
     mobile = target[:, [1, 0, 2, 3]]
     found = optimal_permutation(mobile, target, species)
     assert torch.equal(species[found], species.expand(len(target), -1))

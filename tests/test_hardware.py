@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from boltztilt import hardware
-from boltztilt.hardware import fast_products, keep_freed_memory, one_thread
+from boltztilt.hardware import (
+    fast_products,
+    full_precision_products,
+    keep_freed_memory,
+    one_thread,
+)
 from boltztilt.parallel import in_threads
 
 settings = getattr(torch.backends.mkldnn, "matmul", None)
@@ -49,6 +54,22 @@ def test_settings_are_put_back_after_an_error(as_amd):
     with pytest.raises(KeyError), fast_products():
         raise KeyError
     assert settings.fp32_precision == before
+
+
+@needs_choice
+def test_settings_are_put_back_when_the_last_thread_is_done(as_amd):
+    as_amd("AuthenticAMD")
+    before = settings.fp32_precision
+    first, second = fast_products(), fast_products()
+    first.__enter__()
+    second.__enter__()
+    assert full_precision_products()
+    first.__exit__(None, None, None)
+    assert settings.fp32_precision != before
+    second.__exit__(None, None, None)
+    assert settings.fp32_precision == before
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert full_precision_products()
 
 
 @needs_choice

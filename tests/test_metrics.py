@@ -213,3 +213,10 @@ def test_noise_floor_of_groups_is_that_of_as_many_independent_samples():
     error = math.hypot(floor.error, independent.error) / math.sqrt(40)
     assert abs(floor.value - independent.value) < 4 * error
     assert floor.value > 3 * taken_as_independent.value
+
+
+def test_geometric_distance_to_what_is_not_finite_is_infinite(generator):
+    clouds = torch.randn(3, 5, 3, generator=generator)
+    broken = clouds.clone()
+    broken[1, 2, 0] = math.nan
+    assert geometric_wasserstein(broken, clouds, (0,) * 5) == math.inf

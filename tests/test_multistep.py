@@ -156,6 +156,24 @@ def test_a_field_that_starts_at_rest_is_not_asked_there(with_density, field):
     assert away > 0.01
 
 
+@pytest.mark.parametrize("length", [1e-3, 1e3])
+def test_origins_are_found_in_any_unit_of_length(length, field):
+    def velocity(times, positions):
+        return length * field(times, positions / length)
+
+    def rates(times, positions):
+        velocity, jacobian = field.velocity_and_jacobian(times, positions / length)
+        return length * velocity, jacobian
+
+    positions, times = length * starts(4, seed=1), warped_grid(6)
+    scaled = MappedField(velocity, rates, length=length)
+    ahead = multistep_flow(scaled, positions, times)
+    back = multistep_origin(scaled, ahead.positions, times)
+    change = ahead.log_density_change
+    torch.testing.assert_close(back.positions, positions, rtol=0, atol=1e-6 * length)
+    torch.testing.assert_close(back.log_density_change, change, rtol=0, atol=2e-3)
+
+
 def test_origins_belong_to_the_map_and_not_to_the_flow(field):
     ends, times = starts(4, seed=2), warped_grid(4)
     found = multistep_origin(mapped(field), ends, times)

@@ -260,3 +260,16 @@ def test_bonds_do_not_hold_a_molecule_in_an_external_field():
     assert not free.base.centered
     with pytest.raises(ValueError, match=r"base_kind = 'bonds' .* external force"):
         dataclasses.replace(free, base_kind="bonds")
+
+
+def test_any_force_that_sees_absolute_positions_is_found():
+    pdb = app.PDBFile(str(files("boltztilt.systems") / "aldp.pdb"))
+    for expression, centered in (("500*(x1^2+y1^2)", False), ("500*distance(p1, p2)^2", True)):
+        system = build_system(pdb, ["amber99sbildn.xml"])
+        force = mm.CustomCompoundBondForce(2, expression)
+        force.addBond([0, 1])
+        system.addForce(force)
+        given = (pdb.topology, system, 300.0, pdb.positions)
+        with pytest.warns(UserWarning, match="CustomCompoundBondForce"):
+            made = System.from_openmm(*given, base_kind="isotropic", base_std=1.0)
+        assert made.potential.centered == centered

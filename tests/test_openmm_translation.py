@@ -107,6 +107,14 @@ def test_constraints_are_refused_with_the_remedy(make):
 
 
 @pytest.mark.parametrize("make", [molecular_potential, OpenMMPotential])
+def test_frozen_atoms_are_refused(make):
+    system = dipeptide()
+    system.setParticleMass(4, 0.0)
+    with pytest.raises(ValueError, match=r"particle 4 .* has no mass \(1 in all\)"):
+        make(system, TEMPERATURE)
+
+
+@pytest.mark.parametrize("make", [molecular_potential, OpenMMPotential])
 def test_virtual_sites_are_refused(make):
     system = dipeptide()
     system.setParticleMass(3, 0.0)

@@ -60,3 +60,30 @@ def test_first_momenta_do_not_repeat_the_draws_of_the_same_seed():
         begun = start.flatten()[: start.numel() - shift]
         here, there = (float((begun * end).mean()) for end in ends)
         assert abs(here - there) < 5 * math.sqrt(2 / start.numel())
+
+
+def test_repeated_refinements_keep_the_law():
+    """With the same random numbers each time <U> would be 11.8 in place of 4.5."""
+    well = System("well", Harmonic(4, stiffness=1.0))
+    start = well.base.sample(2000, torch.Generator().manual_seed(3))
+    ensemble = Ensemble(start, well.potential.energy(start), None, well, {"seed": 3})
+    for _ in range(12):
+        ensemble = ensemble.refine(4, step_size=0.3)
+    energy = ensemble.mean_energy(weighted=False)
+    assert abs(energy.value - 4.5) < 4 * energy.error
+    assert ensemble.info["refine_steps"] == 48
+
+
+def test_samples_of_different_seeds_are_refined_independently():
+    well = System("well", Harmonic(4, stiffness=1.0))
+    parts = []
+    for seed in (1, 2):
+        start = well.base.sample(1000, torch.Generator().manual_seed(seed))
+        part = Ensemble(start, well.potential.energy(start), None, well, {"seed": seed})
+        parts.append(part.refine(60, step_size=0.3))
+    first, second = (part.positions.flatten() for part in parts)
+    correlation = float(torch.corrcoef(torch.stack([first, second]))[0, 1])
+    assert abs(correlation) < 5 / math.sqrt(len(first))
+    both = Ensemble.join(parts)
+    assert both.refine(2).info["refine_seed"] == both.refine(2).info["refine_seed"]
+    assert both.refine(2).info["refine_seed"] not in (0, 1, 2)

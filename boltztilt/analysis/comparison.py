@@ -39,8 +39,6 @@ def compare(
         "energy_reference": reference.mean_energy(),
         "energy_w1": _energy_distances(ensemble, reference, 1, floors),
         "energy_w2": _energy_distances(ensemble, reference, 2, floors),
-        "pair_distance_w1": _pair_distances(ensemble, reference, floors),
-        "geometric_w2": _geometric_distances(ensemble, reference, seed),
         "beyond_reference": {
             "energy": float(limit),
             **_by_view(
@@ -49,6 +47,9 @@ def compare(
             "reference": 1.0 - TAIL,
         },
     }
+    if ensemble.system.n_atoms > 1:
+        compared["pair_distance_w1"] = _pair_distances(ensemble, reference, floors)
+        compared["geometric_w2"] = _geometric_distances(ensemble, reference, seed)
     if isinstance(ensemble.system.potential, DoubleWell):
         compared["short_pair_occupancy"] = _occupancies(ensemble, reference)
     if ensemble.system.molecule is not None:

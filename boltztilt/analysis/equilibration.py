@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from boltztilt.analysis.metrics import short_pairs
-from boltztilt.energy import Potential
+from boltztilt.energy import Potential, in_parts
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.double_well import DoubleWell
 from boltztilt.sampling.estimate import Estimate
@@ -38,7 +38,8 @@ def check_equilibration(
 
     - energy: <U> and its standard deviation.
     - virial: <x·∇U> / d = 1, with d the dimensions of the space.
-    - configurational_temperature: <|∇U|²> / <ΔU> = 1, on some of the chains.
+    - configurational_temperature: <|∇U|²> / <ΔU> = 1, on some of the chains; left out where
+      autograd cannot follow the energy.
     - drift: mean energy of the later rounds less that of the earlier ones, in standard errors.
     - r_hat: the Gelman-Rubin statistic of slow observables; 1 when chains forget their start.
 
@@ -47,14 +48,14 @@ def check_equilibration(
     """
     n_chains, n_rounds = energies.shape
     flat = positions.flatten(0, 1)
-    forces = _centred(system.potential, system.potential.force(flat))
+    forces = _centred(system.potential, in_parts(system.potential.force, flat))
     virials = -(_centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     observables = slow_observables(system, flat, energies.flatten())
     return {
         "energy": chain_mean(energies),
         "energy_sd": float(energies.std()),
         "virial": chain_mean(virials.reshape(n_chains, n_rounds) / system.base.dof),
-        "configurational_temperature": configurational_temperature(system, positions),
+        **temperature_check(system, positions),
         "drift": drift(energies),
         "r_hat": {
             name: r_hat(values.reshape(n_chains, n_rounds)) for name, values in observables.items()
@@ -92,6 +93,17 @@ def slow_observables(
     if isinstance(system.potential, DoubleWell):
         observables["short_pairs"] = short_pairs(positions, system.potential.centre).double()
     return observables
+
+
+def temperature_check(
+    system: System, positions: Float[Tensor, "chains rounds atoms dims"]
+) -> dict[str, Estimate]:
+    """The configurational temperature by name; nothing where autograd cannot follow the energy."""
+    with torch.enable_grad():
+        leaf = positions[0, :1].detach().requires_grad_(True)
+        if not system.potential.energy(leaf).requires_grad:
+            return {}
+    return {"configurational_temperature": configurational_temperature(system, positions)}
 
 
 def configurational_temperature(

@@ -166,12 +166,11 @@ def comparison_figures(
     ensemble: Ensemble, reference: Reference, compared: Mapping[str, Any]
 ) -> dict[str, Figure]:
     """The figures of one comparison by name; `compared` is what `compare` found."""
-    figures = {
-        "energy": plots.energy_figure(ensemble, reference, compared["energy_w2"]),
-        "pair_distances": plots.pair_distance_figure(
+    figures = {"energy": plots.energy_figure(ensemble, reference, compared["energy_w2"])}
+    if "pair_distance_w1" in compared:
+        figures["pair_distances"] = plots.pair_distance_figure(
             ensemble, reference, compared["pair_distance_w1"]
-        ),
-    }
+        )
     if conformations.residue_torsions(ensemble.positions[:1], ensemble.system):
         figures["ramachandran"] = plots.ramachandran_figure(ensemble, reference)
         figures["torsions"] = plots.torsion_figure(ensemble, reference)

@@ -158,7 +158,8 @@ def geometric_wasserstein(
     """The W2 distance of configurations, each pair rotated and permuted onto each other first.
 
     Of `n` configurations of each set. A sanity check: clusters differ so much from each other
-    that even a poor sampler stands near the noise floor.
+    that even a poor sampler stands near the noise floor. Infinite where a configuration drawn is
+    not finite.
 
     Reference: optimal transport is solved exactly by POT, Flamary et al. (2021),
         https://www.jmlr.org/papers/v22/20-451.html
@@ -173,6 +174,8 @@ def geometric_wasserstein(
     rows, columns = (
         remove_mean(x[torch.randperm(len(x), generator=generator)[:n]]) for x in (first, second)
     )
+    if not all(torch.isfinite(each).all() for each in (rows, columns)):
+        return math.inf
     mobile = rows.repeat_interleave(len(columns), dim=0)
     target = columns.repeat(len(rows), 1, 1)
     kinds = torch.as_tensor(tuple(species))

@@ -20,14 +20,14 @@ from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_
 from boltztilt.analysis.equilibration import (
     MOST_LAPLACIANS,
     chain_mean,
-    configurational_temperature,
     drift,
     r_hat,
     slow_observables,
+    temperature_check,
 )
 from boltztilt.analysis.reference import Reference
 from boltztilt.checkpoint import load_state, save_state
-from boltztilt.energy import CountedPotential
+from boltztilt.energy import CountedPotential, in_parts
 from boltztilt.geometry import remove_mean
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
@@ -233,13 +233,13 @@ def check_dynamics(
     flat = positions.flatten(0, 1)
     observables = molecular_observables(system, flat, energies.flatten())
     series = {name: values.reshape(energies.shape) for name, values in observables.items()}
-    forces = remove_mean(system.potential.force(flat))
+    forces = remove_mean(in_parts(system.potential.force, flat))
     virials = -(remove_mean(flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     return {
         "energy": correlated_mean(energies),
         "energy_sd": float(energies.std()),
         "virial": chain_mean(blocks(virials.reshape(energies.shape)) / system.base.dof),
-        "configurational_temperature": configurational_temperature(
+        **temperature_check(
             system, blocks(positions[:, :: math.ceil(energies.numel() / MOST_LAPLACIANS)])
         ),
         "drift": drift(energies.reshape(len(energies), n_replicas, -1).mean(1)),

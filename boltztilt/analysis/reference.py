@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from boltztilt.analysis.equilibration import check_equilibration, slow_observables
-from boltztilt.energy import CountedPotential, Potential
+from boltztilt.energy import CountedPotential, Potential, in_parts
 from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain
 from boltztilt.sampling.estimate import Estimate, weighted_mean
@@ -108,7 +108,7 @@ class Reference:
                 f"{path} holds positions of shape {tuple(positions.shape)}; {system.name} needs "
                 f"(batch, {system.n_atoms}, {system.n_dims})"
             )
-        energies = system.potential.energy(positions).double()
+        energies = in_parts(system.potential.energy, positions).double()
         if "energies" in arrays:
             _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))

@@ -36,6 +36,11 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
     if kind not in CLASSES:
         known = ", ".join(CLASSES)
         raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {known}")
+    if kind == "perceptron" and system.one_handed:
+        raise ValueError(
+            f"network 'perceptron' tells mirror images apart, but both hands of {system.name!r} "
+            "have the same energy and density; use kind = 'local_density'"
+        )
     if kind != "perceptron":
         _check_symmetries(kind, system)
     try:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,9 +98,10 @@ class Ensemble:
         Where a molecule's energy does not tell mirror images apart, neither does the law that the
         structures were drawn from: reflecting those of the wrong hand doubles its density, and Z
         is that of one hand. `info["mirrored"]` is their share with its error: far from one half,
-        the structures have collapsed. Other systems stay as they are.
+        the structures have collapsed. Other systems stay as they are, and so do ensembles that are
+        unmirrored already, as samplers and `anneal` return them.
         """
-        if not self.system.one_handed:
+        if not self.system.one_handed or "mirrored" in self.info:
             return self
         assert self.system.molecule is not None
         positions, mirrored = self.system.molecule.unmirrored(self.positions)
@@ -274,27 +276,40 @@ class Ensemble:
         )
 
     def refine(
-        self, n_steps: int, seed: int = 0, step_size: float | None = None, batch_size: int = 4096
+        self,
+        n_steps: int,
+        seed: int | None = None,
+        step_size: float | None = None,
+        batch_size: int = 4096,
     ) -> Ensemble:
         """The structures after `n_steps` leapfrog steps of Hamiltonian Monte Carlo at the target.
 
         Each step costs one evaluation of energy and force, as one of MALA does, but trajectories
         of several steps carry further: short ones first, which leave overlaps and adapt the step
-        size, then longer ones. The law of the result has no log-density. Energy evaluations and
-        seconds are added to `info["n_energy"]` and `info["wall_time"]`. The step size starts from
-        `step_size`, a length (default: base_std / 50).
+        size, then longer ones. The law of the result has no log-density. Steps, energy evaluations
+        and seconds are added to those in `info`. The step size starts from `step_size`, a length
+        (default: base_std / 50). The default seed is that of the sample: ensembles of different
+        seeds, and repeated refinements, move independently of each other.
         """
         started = time.monotonic()
-        end = refined(self.system, self.positions, n_steps, seed, step_size, batch_size)
+        seed = self._own_seed() if seed is None else seed
+        n_before = int(self.info.get("refine_steps", 0))
+        given = (n_steps, seed, step_size, batch_size, n_before)
+        end = refined(self.system, self.positions, *given)
         info = {
             **self.info,
-            "refine_steps": n_steps,
+            "refine_steps": n_before + n_steps,
             "refine_acceptance": end.acceptance,
             "refine_seed": seed,
             "n_energy": int(self.info.get("n_energy", 0)) + end.n_energy,
             "wall_time": self.info.get("wall_time", 0.0) + time.monotonic() - started,
         }
         return Ensemble(end.positions, end.energies, None, self.system, info, groups=self.groups)
+
+    def _own_seed(self) -> int:
+        """The seed of the sample, 0 where none is known; of joined samples one made of theirs."""
+        seed = self.info.get("seed", 0)
+        return seed if isinstance(seed, int) else zlib.crc32(json.dumps(seed).encode())
 
     @classmethod
     def join(cls, ensembles: Sequence[Ensemble]) -> Ensemble:
@@ -386,8 +401,10 @@ class Ensemble:
     def load(cls, path: str | Path, system: System | None = None) -> Ensemble:
         """The ensemble in an .npz file; a system that is not built in must be given."""
         arrays = read_arrays(path, ("positions", "energies", "system", "info"))
+        name = str(arrays["system"])
+        if system is not None and system.name != name:
+            raise ValueError(f"{path} holds structures of {name!r}, not of {system.name!r}")
         if system is None:
-            name = str(arrays["system"])
             if name not in available_systems():
                 raise ValueError(
                     f"{path} holds structures of {name!r}, which does not come with boltztilt: "

@@ -48,10 +48,10 @@ MOST_ITERATIONS = 20
 """Of Newton's method; a handful is the rule."""
 
 LARGEST_MOVE = 0.1
-"""Newton's method moves no coordinate by more at once."""
+"""Newton's method moves no coordinate by more at once, in units of the field's length."""
 
 SMALL_MOVE = 1e-4
-"""Newton's method stops at moves of every coordinate below this one."""
+"""Newton's method stops at moves of every coordinate below this one, in the same units."""
 
 VelocityAndJacobian = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Velocity and its derivatives `(batch, coordinates, coordinates)` at times `(batch,)` and
@@ -118,11 +118,13 @@ class MappedField(NamedTuple):
         rates: the velocity with its Jacobian, by which densities come.
         starts_at_rest: take -x at t = 0, without a call of the network: that is the mean of x1 - x0
             given x0 where pairs are independent.
+        length: a typical one of the system, such as the spread of its base.
     """
 
     velocity: Velocity
     rates: VelocityAndJacobian | None = None
     starts_at_rest: bool = False
+    length: float = 1.0
 
     def at(self, time: float, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """The velocity at a time, and its Jacobian where `rates` are given."""
@@ -195,10 +197,10 @@ def multistep_origin(
         start = start.to(ends)
         moves = [(each[..., :-1] @ start + each[..., -1:]).view_as(ends) for each in tangents]
         largest = torch.stack([move.flatten(1).abs().amax(1) for move in moves]).amax(0)
-        shorter = (LARGEST_MOVE / largest).clamp(max=1)[:, None, None]
+        shorter = (LARGEST_MOVE * field.length / largest).clamp(max=1)[:, None, None]
         path = [place + shorter * move for place, move in zip(path, moves, strict=True)]
         path[-1] = ends
-        found = largest < SMALL_MOVE
+        found = largest < SMALL_MOVE * field.length
         determinant = _log_determinant(tangents[-1][..., :-1], centring)
         change = torch.where(found & determinant.isfinite(), -determinant, change)
         if found.all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -53,14 +54,16 @@ def refined(
     seed: int = 0,
     step_size: float | None = None,
     batch_size: int = 4096,
+    n_before: int = 0,
 ) -> Refined:
     """Structures after `n_steps` leapfrog steps in trajectories of growing length.
 
     The step size, a length, starts from `step_size` (default: base_std / 50) and adapts; each batch
-    goes on from that of the one before.
+    goes on from that of the one before. `n_before` steps of earlier refinements have used up random
+    numbers of the same seed.
     """
     potential = CountedPotential(system.potential)
-    generator = generator_apart(seed)
+    generator = generator_apart(seed, n_before)
     step_size = first_step(system) if step_size is None else step_size
     stages = refinement(n_steps, LONG_TRAJECTORY[system.base_kind], SHORT_SHARE[system.base_kind])
     n_accepted = 0.0
@@ -81,13 +84,19 @@ def refined(
     )
 
 
-def generator_apart(seed: int) -> torch.Generator:
+def generator_apart(seed: int, n_before: int = 0) -> torch.Generator:
     """A stream of its own for a seed, with which structures may have been drawn already.
 
-    In the stream of the seed itself the first momenta would repeat the draws of the base.
+    In the stream of the seed itself the first momenta would repeat the draws of the base, and
+    after `n_before` steps of refinement, which are told apart, those of the steps before.
     """
     generator = torch.Generator().manual_seed(seed)
-    return generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    if n_before:
+        drawn = int(torch.randint(2**31, (), generator=generator))
+        mixed = np.random.SeedSequence((drawn, n_before)).generate_state(1)
+        generator.manual_seed(int(mixed[0]))
+    return generator
 
 
 def first_step(system: System) -> float:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
+from boltztilt.energy import in_parts
 from boltztilt.geometry import remove_mean
 from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
@@ -115,7 +116,7 @@ class Sampler:
             times = self.time_grid(n_steps, solver)
             ends = self._transport(starts, times, batch_size, with_density, solver, progress)
         positions, log_density = ends[0], self.system.base.log_density(starts) + ends[1]
-        energies = self.system.potential.energy(positions)
+        energies = in_parts(self.system.potential.energy, positions)
         info = {
             "seed": seed,
             "solver": solver,
@@ -203,7 +204,7 @@ class Sampler:
 
     def _ensemble(self, starts: Tensor, positions: Tensor, change: Tensor) -> Ensemble:
         """The ends of the flow from draws of the base, with their densities."""
-        energies = self.system.potential.energy(positions)
+        energies = in_parts(self.system.potential.energy, positions)
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system)
 
@@ -256,7 +257,8 @@ class Sampler:
         """
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
         fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
-        way = Way(times, with_density, fill > 1, solver, backwards, starts_at_rest(self.metadata))
+        known = (starts_at_rest(self.metadata), self.system.base_std)
+        way = Way(times, with_density, fill > 1, solver, backwards, *known)
         carry = partial(carried, rates, way, self.device)
         size = batch_size or self._at_once(fill)
         return in_batches(carry, (starts,), size, rates.compiled, self.device, progress)

@@ -45,7 +45,8 @@ class FieldRates(NamedTuple):
 class Way(NamedTuple):
     """How a batch is carried: over a grid of times, with or without density, by which solver.
 
-    `starts_at_rest` says what the multistep solver may take for granted, see `MappedField`.
+    `starts_at_rest` and `length` are what the multistep solver knows of the field, see
+    `MappedField`.
     """
 
     times: Float64[Tensor, "times"]
@@ -54,6 +55,7 @@ class Way(NamedTuple):
     solver: str
     backwards: bool
     starts_at_rest: bool
+    length: float
 
 
 def carried(rates: FieldRates, way: Way, device: torch.device, batch: Tensor) -> FlowResult:
@@ -66,7 +68,7 @@ def _along(rates: FieldRates, way: Way, batch: Tensor) -> FlowResult:
     """End points, and what the density changes by as one follows the way forwards in time."""
     if way.solver == "multistep":
         jacobian = rates.velocity_and_jacobian if way.with_density else None
-        field = MappedField(rates.velocity, jacobian, way.starts_at_rest)
+        field = MappedField(rates.velocity, jacobian, way.starts_at_rest, way.length)
         with torch.no_grad():
             carry = multistep_origin if way.backwards else multistep_flow
             return carry(field, batch, way.times)
