@@ -132,18 +132,18 @@ def check_system(system: Any) -> None:
             f"the System has {system.getNumConstraints()} constraints, which leave no density over "
             "all positions: create it with constraints=None and rigidWater=False"
         )
+    sites = [i for i in range(n_atoms) if system.isVirtualSite(i)]
+    if sites:
+        raise ValueError(
+            f"particle {sites[0]} of the System is a virtual site ({len(sites)} in all), whose "
+            "position is not free: use a force field without virtual sites"
+        )
     masses = [system.getParticleMass(i).value_in_unit(mm.unit.dalton) for i in range(n_atoms)]
     frozen = [i for i in range(n_atoms) if not masses[i] > 0]
     if frozen:
         raise ValueError(
             f"particle {frozen[0]} of the System has no mass ({len(frozen)} in all), by which "
             "OpenMM holds it in place: give all atoms their masses"
-        )
-    sites = [i for i in range(n_atoms) if system.isVirtualSite(i)]
-    if sites:
-        raise ValueError(
-            f"particle {sites[0]} of the System is a virtual site ({len(sites)} in all), whose "
-            "position is not free: use a force field without virtual sites"
         )
 
 
