@@ -29,7 +29,7 @@ def open_sampler(target: str | Path, device: str = "cpu", system: str | None = N
 
 def checked_output(name: str, output: Path | None, force: bool) -> Path:
     """Where a system's structures go, after checking that they can be written there."""
-    from boltztilt.sampling.ensemble import check_output
+    from boltztilt.sampling.ensemble_files import check_output
 
     path = output or Path(f"{Path(name).resolve().stem}.dcd")
     check_output(path, overwrite=force)

@@ -11,7 +11,8 @@ import torch
 
 from boltztilt.energy import CallablePotential
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.ensemble import Ensemble, check_output
+from boltztilt.sampling.ensemble import Ensemble
+from boltztilt.sampling.ensemble_files import check_output
 from boltztilt.sampling.estimate import pareto_k
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import refinement

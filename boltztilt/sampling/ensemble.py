@@ -12,27 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from boltztilt.files import atomic_path, check_writable, read_arrays
-from boltztilt.report import plain, write_report
+from boltztilt.files import read_arrays
+from boltztilt.sampling.cautions import cautions
+from boltztilt.sampling.ensemble_files import PER_STRUCTURE, write_ensemble
 from boltztilt.sampling.estimate import Estimate, log_mean_exp, pareto_k, weighted_mean
 from boltztilt.sampling.joining import joined, joined_info, numbered_apart
 from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
-
-SUFFIXES = (".npz", ".dcd", ".xtc", ".pdb")
-FEW = 10
-"""Fewer effective structures, or groups, do not tell averages and their errors."""
-
-LARGEST_PARETO_K = 0.7
-"""With heavier tails of the weights averages do not settle at any practical number."""
-
-PER_STRUCTURE = ("log_density", "path_log_weights", "groups")  # each None or (batch,)
 
 
 @dataclass(eq=False)
@@ -142,11 +133,12 @@ class Ensemble:
         """Importance weights that sum to one."""
         log_weights = self.log_weights
         if not torch.isfinite(log_weights).any():
-            raise ValueError(f"{self._no_weight}: there are no weighted averages")
+            raise ValueError(f"{self.no_weight}: there are no weighted averages")
         return log_weights.softmax(dim=0)
 
     @property
-    def _no_weight(self) -> str:
+    def no_weight(self) -> str:
+        """What is to be said where no structure has a weight."""
         return f"none of the {len(self)} structures has a finite energy and density"
 
     @property
@@ -196,28 +188,7 @@ class Ensemble:
     @property
     def cautions(self) -> list[str]:
         """Why weighted averages and their errors may not be trusted; empty where they may."""
-        if not self.has_weights:
-            return []
-        if not self.any_weight:
-            return [f"{self._no_weight}: draw more structures, or train longer"]
-        found = []
-        if self.n_effective < FEW:
-            found.append(
-                f"the weights rest on about {self.n_effective:.1f} of {len(self)} structures: "
-                "averages may be off by more than their errors, draw more structures"
-            )
-        elif (k := self.pareto_k) > LARGEST_PARETO_K:
-            found.append(
-                f"the weights have a heavy tail (Pareto k = {k:.1f}, above "
-                f"{LARGEST_PARETO_K}): the effective sample size falls as more structures are "
-                "drawn, and averages may be off by more than their errors"
-            )
-        if self.groups is not None and self.n_groups < FEW:
-            found.append(
-                f"errors are those over {self.n_groups} groups, too few to tell them: draw more "
-                "structures, or fewer to a group"
-            )
-        return found
+        return cautions(self)
 
     @property
     def log_z(self) -> Estimate:
@@ -367,35 +338,7 @@ class Ensemble:
             ValueError: a suffix that is not known, or positions that a trajectory cannot hold.
             FileExistsError: one of the files is there already.
         """
-        paths = check_output(path, overwrite)
-        trajectory, numbers = paths[0], paths[0].with_suffix(".npz")
-        self._save_numbers(numbers)
-        write_report(trajectory.with_suffix(".report.json"), self.report())
-        if trajectory.suffix == ".npz":
-            return paths
-        from boltztilt.export import write_topology, write_trajectory
-
-        try:
-            write_trajectory(trajectory, self.positions, self.system)
-        except ValueError as error:
-            raise ValueError(f"{error}; all numbers are in {numbers}") from error
-        if trajectory.suffix != ".pdb":
-            write_topology(trajectory.with_suffix(".pdb"), self.system, self.positions)
-        return paths
-
-    def _save_numbers(self, path: Path) -> None:
-        arrays = {"positions": self.positions.numpy(), "energies": self.energies.numpy()}
-        arrays |= {
-            name: values.numpy()
-            for name in PER_STRUCTURE
-            if (values := getattr(self, name)) is not None
-        }
-        if self.has_weights:
-            arrays["log_weights"] = self.log_weights.numpy()
-        arrays["system"] = np.array(self.system.name)
-        arrays["info"] = np.array(json.dumps(plain(self.info)))
-        with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        return write_ensemble(self, path, overwrite)
 
     @classmethod
     def load(cls, path: str | Path, system: System | None = None) -> Ensemble:
@@ -420,15 +363,3 @@ class Ensemble:
             json.loads(str(arrays["info"])),
             **kept,
         )
-
-
-def check_output(path: str | Path, overwrite: bool = False) -> list[Path]:
-    """The paths that saving to `path` writes, after checking that each can be written."""
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"cannot write {path}: its suffix must be one of {', '.join(SUFFIXES)}")
-    others = [path.with_suffix(suffix) for suffix in (".pdb", ".npz", ".report.json")]
-    if path.suffix == ".npz":
-        others = others[1:]
-    paths = list(dict.fromkeys([path, *others]))
-    return [check_writable(each, overwrite) for each in paths]
