@@ -50,9 +50,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[8, 12, 16, 25, 50])
     parser.add_argument("--steps", type=int, default=16, help="Runge-Kutta steps of the flow")
     parser.add_argument("--refine", type=int, default=200, help="leapfrog steps; 0 for none")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     options = begin(parser)
     sampler = Sampler.load(options.sampler)
-    sampler.compile = True
+    sampler.compile = not options.no_compile
     reference = Reference.load(options.reference, sampler.system)
     floor = noise_floor(
         distance, reference.energies, options.n, seed=options.seed, groups=reference.groups

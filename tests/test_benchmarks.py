@@ -236,7 +236,7 @@ def test_stochastic_rounds_compares_with_the_flow(run, tmp_path, generator):
     positions = system.base.sample(40, generator)
     energies = system.potential.energy(positions).double()
     reference = Reference(positions, energies, system).save(tmp_path / "reference.npz")
-    words = ("-n", 4, "--rounds", 2, "--steps", 2, "--refine", 3, "--threads", 1)
+    words = ("-n", 4, "--rounds", 2, "--steps", 2, "--refine", 3, "--no-compile", "--threads", 1)
     text = run("stochastic_rounds", "--reference", reference, *words)
     for name in ("reference", "flow alone, 2 steps", "2 rounds ", "2 rounds, refined"):
         assert "E-W2" in figures(text, name)
