@@ -98,6 +98,17 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     }
 
 
+def figures(result: dict[str, Any], log_z: float) -> list[str]:
+    """ESS, KL both ways and W2 of a row as `judge` found them; a dash for what is infinite."""
+    values = {key: math.nan if value is None else value for key, value in result.items()}
+    bounds = (log_z - values["elbo"], values["eubo"] - log_z)
+    distances = (values["w2_raw"], values["w2_reweighted"])
+    return [
+        f"{values['ess']:.2%}",
+        *(f"{value:.3g}" if math.isfinite(value) else "-" for value in (*bounds, *distances)),
+    ]
+
+
 def load_results(path: Path, conditions: dict[str, Any]) -> dict[str, Any]:
     """The results in a file, which must come from the same conditions; without a file, none."""
     if not path.is_file():
@@ -116,19 +127,14 @@ def print_row(table: Table, name: str, result: dict[str, Any], log_z: float) -> 
     if "refused" in result:
         table.add(name, "refused", *[""] * (len(table.widths) - 2))
         return
-    values = {key: math.nan if value is None else value for key, value in result.items()}
-    reached = "1" if values["a"] >= 1 else f"only {values['a']:.2g}"
-    figures = (values["ess"], log_z - values["elbo"], values["eubo"] - log_z)
-    distances = (values["w2_raw"], values["w2_reweighted"])
     table.add(
         name,
-        reached,
-        str(values["n_rungs"]),
-        str(values["n_updates"]),
-        f"{values['n_energy'] / 1e6:.1f}",
-        f"{values['cpu_seconds']:.0f}",
-        f"{figures[0]:.2%}",
-        *(f"{value:.3g}" if math.isfinite(value) else "-" for value in (*figures[1:], *distances)),
+        "1" if result["a"] >= 1 else f"only {result['a']:.2g}",
+        str(result["n_rungs"]),
+        str(result["n_updates"]),
+        f"{result['n_energy'] / 1e6:.1f}",
+        f"{result['cpu_seconds']:.0f}",
+        *figures(result, log_z),
     )
 
 

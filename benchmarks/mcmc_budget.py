@@ -39,6 +39,7 @@ from torch import Tensor
 
 from boltztilt.analysis.metrics import pair_distance_wasserstein
 from boltztilt.analysis.reference import Reference, make_reference
+from boltztilt.checkpoint import runs_before
 from boltztilt.energy import CountedPotential
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.estimate import weighted_mean
@@ -228,11 +229,9 @@ def print_verdict(results: dict[str, list[Result]], sampler: Sampler) -> None:
             row(f"  {name} reach it", reached, payback(budgets[-1], last, seconds, error))
 
 
-def training_cost(metadata: Mapping[str, Any] | None, key: str) -> float:
+def training_cost(metadata: Mapping[str, Any], key: str) -> float:
     """What a run cost, with all that it started from, as far as the weights tell."""
-    if not metadata:
-        return 0.0
-    return float(metadata.get(key) or 0) + training_cost(metadata.get("start"), key)
+    return sum(float(run.get(key) or 0) for run in (metadata, *runs_before(metadata)))
 
 
 def load_or_make(path: Path | None, system: System, n: int, seed: int) -> Reference:

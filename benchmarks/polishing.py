@@ -31,7 +31,7 @@ from time import process_time
 from typing import Any
 
 import torch
-from ablation import UNTIL_TIME_IS_UP, judge, load_results
+from ablation import UNTIL_TIME_IS_UP, figures, judge, load_results
 from conditions import arguments, begin, row
 from measurement import Table
 from torch import Tensor
@@ -215,7 +215,9 @@ def print_results(names: list[str], reference: Reference, options: argparse.Name
         if name not in results["rows"]:
             results["rows"][name] = judged(name, reference, options)
             write_report(path, results)
-        print_row(table, name, results["rows"][name], results["log_z"])
+        result = results["rows"][name]
+        done = (str(result["updates"]), f"{result['cpu_seconds']:.0f}")
+        table.add(name, *done, *figures(result, results["log_z"]))
 
 
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
@@ -223,20 +225,6 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     names = ("system", "start", "minutes", "n", "seed", "threads")
     same = {name: getattr(options, name) for name in names}
     return {**same, "reference": str(options.reference)}
-
-
-def print_row(table: Table, name: str, result: dict[str, Any], log_z: float) -> None:
-    """One line of the table; what is infinite, and null in the file, shows as a dash."""
-    values = {key: math.nan if value is None else value for key, value in result.items()}
-    bounds = (log_z - values["elbo"], values["eubo"] - log_z)
-    distances = (values["w2_raw"], values["w2_reweighted"])
-    table.add(
-        name,
-        str(values["updates"]),
-        f"{values['cpu_seconds']:.0f}",
-        f"{values['ess']:.2%}",
-        *(f"{value:.3g}" if math.isfinite(value) else "-" for value in (*bounds, *distances)),
-    )
 
 
 def main() -> None:

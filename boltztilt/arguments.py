@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
     from boltztilt.systems.system import System
 
-
 OPTIONS = ("seed", "device")
 """What looks like entries of a recipe and has options of its own."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ UNREADABLE = (
     struct.error,
 )
 """What torch.load raises for damaged and foreign files, found by feeding it many of them."""
+
+
+def runs_before(metadata: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The records of the runs from whose weights a run started, the latest first."""
+    while metadata := metadata.get("start") or {}:
+        yield metadata
 
 
 def save_weights(path: str | Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -316,12 +316,12 @@ def energy_words(estimate: Any) -> str:
 
 def weight_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     """How weights were made: the last run in full, and a row for each one that it started from."""
+    from boltztilt.checkpoint import runs_before
+
     rows = report_rows(metadata, without=("start", "pace"))
-    earlier = metadata.get("start")
-    while earlier:
+    for earlier in runs_before(metadata):
         costs = {key: earlier[key] for key in RUN_COSTS if key in earlier}
         rows.append(("started from", f"{earlier.get('system')}: {as_words(costs)}"))
-        earlier = earlier.get("start")
     if "pace" in metadata:
         n_parts = len(metadata["pace"]) - 1
         rows.append(("pace", f"steps of the solver placed by errors measured in {n_parts} parts"))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 EXTERNAL_FORCES = ("CustomExternalForce", "CustomCVForce")  # may see absolute positions
 
-
 SYMMETRY_TOLERANCE = 0.1
 """Largest change of the energy, in kT, under a motion that is said to leave it unchanged."""
 

@@ -36,13 +36,7 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
     if kind not in CLASSES:
         known = ", ".join(CLASSES)
         raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {known}")
-    if kind == "perceptron" and system.one_handed:
-        raise ValueError(
-            f"network 'perceptron' tells mirror images apart, but both hands of {system.name!r} "
-            "have the same energy and density; use kind = 'local_density'"
-        )
-    if kind != "perceptron":
-        _check_symmetries(kind, system)
+    _check_symmetries(kind, system)
     try:
         if kind == "perceptron":
             centered = system.potential.centered
@@ -67,14 +61,19 @@ def _defaults(network: type[nn.Module]) -> dict[str, Any]:
 
 
 def _check_symmetries(kind: str, system: System) -> None:
-    """Refuses systems that tell apart what the network cannot."""
-    if not system.potential.centered:
+    """Refuses systems that tell apart what the network cannot, or the other way round."""
+    if kind == "perceptron" and system.one_handed:
+        raise ValueError(
+            f"network 'perceptron' tells mirror images apart, but both hands of {system.name!r} "
+            "have the same energy and density; use kind = 'local_density'"
+        )
+    if kind != "perceptron" and not system.potential.centered:
         raise ValueError(
             f"network {kind!r} does not change under translation but the potential of "
             f"{system.name!r} does; use kind = 'perceptron' and coupling = 'independent', or a "
             "potential with centered = True"
         )
-    if system.n_dims > 3 and kind != "egnn":
+    if system.n_dims > 3 and kind not in ("egnn", "perceptron"):
         raise ValueError(
             f"network {kind!r} sees atoms in 1 to 3 dimensions, {system.name!r} has "
             f"{system.n_dims}; use kind = 'egnn' or 'perceptron'"

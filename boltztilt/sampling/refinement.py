@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -91,12 +90,8 @@ def generator_apart(seed: int, n_before: int = 0) -> torch.Generator:
     after `n_before` steps of refinement, which are told apart, those of the steps before.
     """
     generator = torch.Generator().manual_seed(seed)
-    generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    if n_before:
-        drawn = int(torch.randint(2**31, (), generator=generator))
-        mixed = np.random.SeedSequence((drawn, n_before)).generate_state(1)
-        generator.manual_seed(int(mixed[0]))
-    return generator
+    apart = int(torch.randint(2**62, (), generator=generator))
+    return generator.manual_seed(apart + n_before)
 
 
 def first_step(system: System) -> float:
