@@ -1,44 +1,27 @@
 """Ensembles against importance sampling between Gaussians, where everything has a closed form."""
 
-import json
 import math
 from dataclasses import replace
 
-import mdtraj
-import numpy as np
 import pytest
 import torch
+from springs import (
+    DOF,
+    ESS,
+    LOG_Z,
+    SPRING,
+    STIFFNESS,
+    VARIANCE,
+    grouped_sample,
+    importance_sample,
+    spring_energy,
+)
 
 from boltztilt.energy import CallablePotential
-from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble
-from boltztilt.sampling.ensemble_files import check_output
-from boltztilt.sampling.estimate import pareto_k
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import refinement
 from boltztilt.systems.system import System, load_system
-
-STIFFNESS = 1.5
-DOF = 6
-VARIANCE = 1 / STIFFNESS
-LOG_Z = 0.5 * DOF * math.log(2 * math.pi * VARIANCE)
-# Kish's ESS of N(0, v) from N(0, 1) in d dimensions: (v (2 - v))^(d/2).
-ESS = (VARIANCE * (2 - VARIANCE)) ** (DOF / 2)
-
-
-def spring_energy(positions):
-    return 0.5 * STIFFNESS * positions.square().sum(dim=(1, 2))
-
-
-SPRING = System("spring", CallablePotential(spring_energy, 3, 3, mirror_symmetric=True))
-
-
-def importance_sample(n, seed, with_density=True):
-    base = Gaussian(3)
-    positions = base.sample(n, torch.Generator().manual_seed(seed))
-    log_density = base.log_density(positions) if with_density else None
-    info = {"seed": seed, "n_steps": 20, "n_energy": n, "wall_time": 0.5}
-    return Ensemble(positions, spring_energy(positions), log_density, SPRING, info)
 
 
 def test_weights_and_free_energy_agree_with_closed_forms():
@@ -50,49 +33,6 @@ def test_weights_and_free_energy_agree_with_closed_forms():
     assert abs(ensemble.mean_energy().value - DOF / 2) < 3.5 * ensemble.mean_energy().error
     raw = ensemble.mean_energy(weighted=False)
     assert abs(raw.value - STIFFNESS * DOF / 2) < 3.5 * raw.error
-
-
-def test_cautions_name_weights_and_groups_that_rest_on_too_little():
-    ensemble = importance_sample(1000, 0)
-    assert ensemble.cautions == []
-    assert "cautions" not in ensemble.report()
-    one = replace(ensemble, log_density=ensemble.log_density.clone())
-    one.log_density[3] -= 20.0
-    (caution,) = one.cautions
-    assert caution.startswith("the weights rest on about 1.0 of 1000 structures")
-    assert one.report()["cautions"] == [caution]
-    grouped = replace(ensemble, groups=torch.arange(1000) // 250)
-    (caution,) = grouped.cautions
-    assert caution.startswith("errors are those over 4 groups")
-    assert importance_sample(3, 0, with_density=False).cautions == []
-
-
-@pytest.mark.parametrize("k", [0.3, 0.7, 1.2])
-def test_pareto_k_is_the_exponent_of_the_tail(k, generator):
-    """u^-k has excesses of that shape; the error of a fit to m of them is (1 + k) / sqrt(m)."""
-    n = 40_000
-    log_weights = -k * torch.rand(n, generator=generator, dtype=torch.float64).log()
-    n_tail = 3 * math.sqrt(n)
-    assert abs(pareto_k(log_weights + 300) - k) < 3.5 * (1 + k) / math.sqrt(n_tail)
-
-
-def test_pareto_k_needs_weights_that_differ():
-    assert math.isnan(pareto_k(torch.full((500,), 3.0, dtype=torch.float64)))
-    assert math.isnan(pareto_k(torch.linspace(0, 1, 99, dtype=torch.float64)))
-    absent = torch.linspace(0, 1, 150, dtype=torch.float64).log()
-    absent[:60] = -math.inf
-    assert math.isnan(pareto_k(absent))
-
-
-def test_a_heavy_tail_of_the_weights_is_a_caution(generator):
-    ensemble = importance_sample(1000, 0)
-    assert ensemble.report()["pareto_k"] < 0.7
-    log_weights = -1.0 * torch.rand(1000, generator=generator, dtype=torch.float64).log()
-    heavy = replace(ensemble, log_density=-ensemble.energies - log_weights)
-    assert heavy.n_effective > 10
-    (caution,) = heavy.cautions
-    assert caution.startswith("the weights have a heavy tail (Pareto k = ")
-    assert "pareto_k" not in replace(heavy, groups=torch.arange(1000) // 10).report()
 
 
 def test_independent_structures_are_no_more_than_their_ancestors():
@@ -176,25 +116,6 @@ def test_errors_after_resampling_are_those_of_distinct_structures():
     assert drawn.refine(3).report()["n_groups"] == drawn.info["n_distinct"]
 
 
-def test_numbers_are_kept_where_a_trajectory_cannot_be_written(tmp_path):
-    ensemble = importance_sample(5, 0)
-    ensemble.positions[2, 0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"1 of 5 configurations.*all numbers are in .*out.npz"):
-        ensemble.save(tmp_path / "out.dcd")
-    assert len(Ensemble.load(tmp_path / "out.npz", SPRING)) == 5
-    assert not (tmp_path / "out.dcd").exists()
-
-
-def test_structures_without_any_weight_can_be_saved(tmp_path):
-    ensemble = importance_sample(5, 0)
-    ensemble.energies[:] = math.inf
-    assert list(ensemble.views) == ["raw"]
-    ensemble.save(tmp_path / "out.npz")
-    report = json.loads((tmp_path / "out.report.json").read_text())
-    assert "ess" not in report
-    assert "none of the 5 structures" in report["cautions"][0]
-
-
 def test_refining_reaches_the_target_and_counts_energies():
     ensemble = importance_sample(4000, 5, with_density=False)
     refined = ensemble.refine(100, seed=0, step_size=0.4)
@@ -232,21 +153,6 @@ def test_joining_shards_concatenates_and_adds_costs():
         Ensemble.join([shards[0], importance_sample(10, 3, with_density=False)])
     with pytest.raises(ValueError, match="no ensembles"):
         Ensemble.join([])
-
-
-def grouped_sample(n_groups, seed, n_per_group=5):
-    """Groups of structures that hold one independent draw each, repeated; all of weight 1."""
-    single = importance_sample(n_groups, seed)
-    groups = torch.arange(n_groups).repeat_interleave(n_per_group)
-    return Ensemble(
-        single.positions[groups],
-        single.energies[groups],
-        None,
-        SPRING,
-        {"seed": seed, "n_ancestors": n_groups},
-        path_log_weights=single.log_weights[groups],
-        groups=groups,
-    )
 
 
 def test_errors_over_groups_are_honest_where_errors_over_structures_are_not():
@@ -303,79 +209,6 @@ def test_mismatched_sizes_are_refused():
         Ensemble(torch.zeros(2, 4, 3), torch.zeros(2), None, SPRING)
     with pytest.raises(ValueError, match="log_density"):
         Ensemble(torch.zeros(2, 3, 3), torch.zeros(2), torch.zeros(3), SPRING)
-
-
-def test_npz_round_trip_is_exact(tmp_path):
-    ensemble = importance_sample(50, 6)
-    paths = ensemble.save(tmp_path / "spring.npz")
-    assert [path.name for path in paths] == ["spring.npz", "spring.report.json"]
-    with pytest.raises(ValueError, match=r"structures of 'spring'.*system=\.\.\."):
-        Ensemble.load(paths[0])
-    other = System("other", SPRING.potential)
-    with pytest.raises(ValueError, match=f"holds structures of '{SPRING.name}', not of 'other'"):
-        Ensemble.load(paths[0], other)
-    loaded = Ensemble.load(paths[0], SPRING)
-    assert torch.equal(loaded.positions, ensemble.positions)
-    assert torch.equal(loaded.log_weights, ensemble.log_weights)
-    assert loaded.info == ensemble.info
-    report = json.loads(paths[1].read_text())
-    assert report["log_z"]["value"] == pytest.approx(ensemble.log_z.value)
-    assert report["n"] == 50
-
-
-def test_npz_round_trip_keeps_path_weights_and_groups(tmp_path):
-    ensemble = grouped_sample(20, 6)
-    paths = ensemble.save(tmp_path / "spring.npz")
-    loaded = Ensemble.load(paths[0], SPRING)
-    assert loaded.log_density is None
-    assert torch.equal(loaded.path_log_weights, ensemble.path_log_weights)
-    assert torch.equal(loaded.groups, ensemble.groups)
-    assert loaded.log_z == ensemble.log_z
-    report = json.loads(paths[1].read_text())
-    assert report["n_groups"] == 20
-    assert report["n_independent"] == pytest.approx(ensemble.n_independent)
-
-
-@pytest.mark.parametrize("suffix", [".dcd", ".xtc", ".pdb"])
-@pytest.mark.parametrize("name", ["lj13", "dw4"])
-def test_trajectories_open_in_mdtraj_with_the_same_coordinates(tmp_path, suffix, name):
-    system = load_system(name)
-    positions = system.base.sample(7, torch.Generator().manual_seed(0))
-    ensemble = Ensemble(positions, system.potential.energy(positions), None, system)
-    paths = ensemble.save(tmp_path / f"{name}{suffix}")
-    assert all(path.exists() for path in paths)
-    topology = paths[0] if suffix == ".pdb" else tmp_path / f"{name}.pdb"
-    trajectory = mdtraj.load(str(paths[0]), top=str(topology))
-    read = trajectory.xyz[:, :, : system.n_dims] / system.nm_per_length
-    resolution = 1e-6 if suffix == ".dcd" else 6e-4  # nm; xtc and pdb round
-    np.testing.assert_allclose(
-        read, positions.numpy(), atol=resolution / system.nm_per_length, rtol=1e-5
-    )
-    assert torch.equal(Ensemble.load(tmp_path / f"{name}.npz").positions, positions)
-
-
-def test_existing_files_are_kept_unless_overwriting(tmp_path):
-    ensemble = importance_sample(5, 7)
-    ensemble.save(tmp_path / "a.npz")
-    before = (tmp_path / "a.npz").read_bytes()
-    with pytest.raises(FileExistsError, match=r"a\.npz"):
-        importance_sample(5, 8).save(tmp_path / "a.npz")
-    assert (tmp_path / "a.npz").read_bytes() == before
-    importance_sample(5, 8).save(tmp_path / "a.npz", overwrite=True)
-    assert (tmp_path / "a.npz").read_bytes() != before
-
-
-def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\.dcd"):
-        check_output(tmp_path / "a.xyz")
-    with pytest.raises(FileNotFoundError, match="folder"):
-        check_output(tmp_path / "missing" / "a.dcd")
-    (tmp_path / "text.npz").write_text("not an archive")
-    with pytest.raises(ValueError, match=r"not an \.npz file"):
-        Ensemble.load(tmp_path / "text.npz")
-    np.savez(tmp_path / "foreign.npz", positions=np.zeros(3))
-    with pytest.raises(ValueError, match="energies"):
-        Ensemble.load(tmp_path / "foreign.npz")
 
 
 def both_hands(system, weights):

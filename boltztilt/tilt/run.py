@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import boltztilt
 from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
-from boltztilt.hardware import hardware
 from boltztilt.networks.build import build_network
 from boltztilt.sampling.refinement import LONG_TRAJECTORY
 from boltztilt.sampling.sampler import Sampler
@@ -27,6 +25,7 @@ from boltztilt.tilt.losses import Losses, Share, add_gradients
 from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
+from boltztilt.tilt.record import record_of
 from boltztilt.tilt.regression import refuse_explicit_on_singular_core
 from boltztilt.tilt.start import Start, read_start
 from boltztilt.tilt.status import LOG_COLUMNS, TrainingStatus, fraction_done, write_log
@@ -385,29 +384,7 @@ class TrainingRun:
 
     def sampler(self) -> Sampler:
         """The averaged field as a sampler, with the record of its training."""
-        metadata = {
-            "system": self.system.name,
-            "n_atoms": self.system.n_atoms,
-            "convention": self.system.convention,
-            "finished": self.finished,
-            "a": self.progress["a"],
-            "n_rungs": self.progress["rung"],
-            "n_updates": self.progress["n_updates"],
-            "n_energy": self.potential.n_energy,
-            "n_force": self.potential.n_force,
-            "n_nonfinite": self.potential.n_nonfinite,
-            "n_skipped_updates": self.progress["n_skipped"],
-            "n_stray_updates": self.progress["n_strays"],
-            "log_z_ladder": self.progress["log_z"],
-            "wall_time": self.progress["seconds"],
-            "seed": self.seed,
-            "hardware": hardware(self.device),
-            "versions": {"boltztilt": boltztilt.__version__, "torch": torch.__version__},
-            "recipe": self.recipe.to_mapping(),
-        }
-        if self.start is not None:
-            metadata["start"] = self.start.metadata
-        return Sampler(self.system, copy.deepcopy(self.average), metadata)
+        return Sampler(self.system, copy.deepcopy(self.average), record_of(self))
 
 
 def state_path(folder: Path) -> Path:
