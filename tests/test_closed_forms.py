@@ -16,6 +16,7 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.transport import FieldRates
 from boltztilt.systems.system import System
 from boltztilt.tilt.interpolant import Pairs, draw_times, interpolate
 from boltztilt.tilt.ladder import climb
@@ -65,7 +66,7 @@ class HarmonicTilt:
 
     def climb(self, a, generator, field=None, kind="none", **settings):
         settings = {"n_particles": N, "rollout_steps": 12, "recentring": kind} | settings
-        field = field or self.field(a)
+        field = FieldRates.of(field or self.field(a), False)
         chains = self.chains(generator, kind)
         return climb(field, self.base, a, Recipe(**settings), chains, CPU)
 

@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from boltztilt.networks.compilation import Compiled, compiled
+from boltztilt.networks.egnn import EGNN
+from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
+from boltztilt.networks.unrolled import UnrolledField
+from boltztilt.sampling.transport import FieldRates
 
 
 def network() -> Perceptron:
@@ -23,6 +27,21 @@ def network() -> Perceptron:
 def test_network_is_used_as_it_is_unless_compiling_is_wanted():
     field = network()
     assert compiled(field, field, wanted=False) is field
+
+
+def test_networks_with_a_cutoff_are_used_as_they_are():
+    """Their shapes change with every batch."""
+    for field in (LocalDensityField(n_hidden=8, cutoff=2.0), UnrolledField(2, cutoff=2.0)):
+        rates = FieldRates.of(field, wanted=True)
+        assert rates.velocity is field
+        assert rates.velocity_and_divergence == field.velocity_and_divergence
+
+
+def test_divergences_by_products_are_not_compiled():
+    for field in (network(), EGNN([0, 0], 8, 1)):
+        rates = FieldRates.of(field, wanted=True)
+        assert isinstance(rates.velocity, Compiled)
+        assert rates.velocity_and_divergence == field.velocity_and_divergence
 
 
 def test_compiled_functions_can_be_copied():

@@ -239,6 +239,23 @@ def test_one_hand_has_twice_the_density_and_half_of_z(weights, aldp):
     assert one.unmirrored() is one
 
 
+def test_joined_ensembles_of_one_hand_are_those_of_one_hand(aldp, tmp_path):
+    whole = both_hands(aldp, "log_density")[1]
+    parts = [
+        Ensemble(whole.positions[part], whole.energies[part], whole.log_density[part], aldp)
+        for part in ([0, 2], [1, 3, 0, 0])
+    ]
+    one_handed = [part.unmirrored() for part in parts]
+    one_handed[1].save(tmp_path / "part.npz")
+    joined = Ensemble.join([one_handed[0], Ensemble.load(tmp_path / "part.npz")])
+    assert joined.unmirrored() is joined
+    share, (first, second) = joined.info["mirrored"], (each.info["mirrored"] for each in one_handed)
+    assert share.value == pytest.approx(2 / 6)
+    assert share.error == pytest.approx(math.hypot(2 * first.error, 4 * second.error) / 6)
+    with pytest.raises(ValueError, match=r"`unmirrored\(\)` of each"):
+        Ensemble.join([one_handed[0], parts[1]])
+
+
 def test_reflected_structures_keep_their_energy(aldp):
     one = both_hands(aldp, "log_density")[1].unmirrored()
     again = aldp.potential.energy(one.positions).double()

@@ -10,6 +10,7 @@ from boltztilt.energy import CountedPotential, Potential
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.base import Gaussian
+from boltztilt.sampling.transport import FieldRates
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.population import Chains
 from boltztilt.tilt.recipe import Recipe
@@ -49,7 +50,7 @@ def rung_of(potential, a=0.0, field=None, seed=0, **settings):
     recipe = Recipe(**settings)
     generator = torch.Generator().manual_seed(seed)
     chains = Chains(CountedPotential(potential), BASE, recipe.recentring, 0.2, generator)
-    return climb(field or Still(), BASE, a, recipe, chains, CPU), chains
+    return climb(FieldRates.of(field or Still(), False), BASE, a, recipe, chains, CPU), chains
 
 
 def test_step_keeps_the_conditional_ess_of_the_recipe():
@@ -66,7 +67,15 @@ def test_carried_particles_take_the_place_of_rollouts(generator):
     recipe = Recipe(recentring_steps=3)
     chains = Chains(CountedPotential(Harmonic(4, 5.0)), BASE, "mala", 0.2, generator)
     carried, ancestors = BASE.sample(500, generator), 1000 + torch.arange(500)
-    rung = climb(Still(diverging=True), BASE, 0.3, recipe, chains, CPU, (carried, ancestors))
+    rung = climb(
+        FieldRates.of(Still(diverging=True), False),
+        BASE,
+        0.3,
+        recipe,
+        chains,
+        CPU,
+        (carried, ancestors),
+    )
     assert torch.equal(rung.particles, carried)
     assert rung.step > 0
 

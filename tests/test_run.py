@@ -27,9 +27,25 @@ def test_every_objective_and_recentring_runs(objective, recentring):
     assert math.isfinite(sampler.metadata["log_z_ladder"])
 
 
-def test_exact_weights_run():
-    settings = {**SMALL, "objective": "wfm", "exact_weights": True, "polish_steps": 1}
-    assert train(cluster(), **settings).metadata["finished"]
+@pytest.mark.parametrize("kind", ["perceptron", "unrolled"])
+def test_exact_weights_run(kind):
+    network = SMALL["network"] | {"kind": kind}
+    settings = {**SMALL, "network": network, "polish_steps": 1}
+    sampler = train(cluster(), objective="wfm", exact_weights=True, **settings)
+    assert sampler.metadata["finished"]
+
+
+@pytest.mark.parametrize("kind", ["matching", "likelihood"])
+def test_deeper_fields_take_fewer_structures_at_once(kind, monkeypatch):
+    """What autograd keeps grows with the layers, and so do the shares of a batch."""
+    monkeypatch.setattr("boltztilt.hardware.MEMORY", 1e6 if kind == "matching" else 2e7)
+    sizes = []
+    for n_layers in (2, 4):
+        network = {"kind": "unrolled", "n_layers": n_layers, "n_hidden": 4}
+        recipe = Recipe.from_mapping({**SMALL, "network": network, "likelihood_batch": 16})
+        losses = TrainingRun(cluster(), recipe, 0, "cpu").losses
+        sizes.append(getattr(losses, kind)(torch.randn(16, 3, 2))[0].factor)
+    assert sizes[0] == pytest.approx(2 * sizes[1])
 
 
 @pytest.mark.parametrize("forces", [False, True], ids=["total", "along_paths"])

@@ -1,5 +1,6 @@
 """Training runs: exact resumption after any interruption, and refusals that lose nothing."""
 
+import math
 import os
 import signal
 import threading
@@ -182,6 +183,18 @@ def test_pace_is_measured_at_the_end_and_only_there(monkeypatch, tmp_path):
     assert seen[-1].step == seen[-1].n_steps
     kept = load_weights(tmp_path / "weights.safetensors")[1]
     assert len(kept["pace"]) == seen[-1].n_steps + 1
+
+
+def test_finished_training_is_kept_when_its_pace_cannot_be_measured(monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sampler, "paced", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(cluster(), out=tmp_path, pace_structures=3, **SMALL)
+    kept = Sampler.load(tmp_path / "weights.safetensors", cluster())
+    assert kept.metadata["finished"]
+    assert math.isfinite(kept.sample(20).log_z.value)
 
 
 def test_sampler_of_a_run_folder_is_the_trained_one(tmp_path):

@@ -29,8 +29,12 @@ class EGNN(nn.Module):
         https://arxiv.org/abs/2102.09844
     """
 
+    divergence_by_products = True
+    """The divergence takes Jacobian-vector products, which cannot be compiled."""
+
     def __init__(self, species: Sequence[int], n_hidden: int = 128, n_layers: int = 5):
         super().__init__()
+        self.n_layers = n_layers
         self.register_buffer("species", torch.as_tensor(species), persistent=False)
         self.embed_species = nn.Embedding(max(species) + 1, n_hidden)
         self.embed_time = nn.Linear(1, n_hidden)

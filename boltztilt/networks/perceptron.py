@@ -21,6 +21,9 @@ class Perceptron(nn.Module):
     lives on the subspace of zero mean (`centered`), so does the field.
     """
 
+    divergence_by_products = True
+    """The divergence takes Jacobian-vector products, which cannot be compiled."""
+
     def __init__(
         self,
         n_atoms: int,

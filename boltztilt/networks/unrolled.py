@@ -85,8 +85,10 @@ class UnrolledField(nn.Module):
                 f"an unrolled field needs n_throughout from 0, for all its layers, to n_layers = "
                 f"{n_layers}, got {n_throughout}"
             )
+        self.n_layers = n_layers
         self.n_throughout = n_throughout or n_layers
         layers = [LocalDensityField(pairing=pairing, **settings) for _ in range(n_layers)]
+        self.cutoff = layers[0].cutoff
         n_hidden = len(layers[0].output)
         self.layers = nn.ModuleList(layers)
         self.time_features = TimeFeatures(n_hidden)
@@ -120,6 +122,11 @@ class UnrolledField(nn.Module):
             return brute_force_divergence(self, times, positions)
         velocity, jacobian = self.velocity_and_jacobian(times, positions, step)
         return velocity, jacobian.diagonal(dim1=1, dim2=2).sum(-1)
+
+    @property
+    def divergence_by_products(self) -> bool:
+        """Whether the divergence takes Jacobian-vector products, which cannot be compiled."""
+        return not self.has_jacobian
 
     @property
     def has_jacobian(self) -> bool:

@@ -29,8 +29,7 @@ def in_batches(
 ) -> tuple[Tensor, Tensor]:
     """End points and changes of log q of all batches, `padded` ones all of the same size."""
     n = len(inputs[0])
-    if not padded:
-        size = share_size(n, size, device)
+    size = min(size, n) if padded else share_size(n, size, device)
     task = partial(_padded, carry, size) if padded else carry
     parts = zip(*(values.split(size) for values in inputs), strict=True)
     results: list[FlowResult] = []

@@ -295,7 +295,7 @@ class Ensemble:
             torch.cat([ensemble.energies for ensemble in ensembles]),
             joined("log_density", [ensemble.log_density for ensemble in ensembles]),
             ensembles[0].system,
-            joined_info([ensemble.info for ensemble in ensembles]),
+            joined_info([each.info for each in ensembles], [len(each) for each in ensembles]),
             joined("path_log_weights", [ensemble.path_log_weights for ensemble in ensembles]),
             joined("groups", numbered_apart([ensemble.groups for ensemble in ensembles])),
         )

@@ -260,7 +260,7 @@ class Sampler:
         `n_steps` is the number of steps of all structures, more than these where others follow.
         """
         rates = self._rates(n_steps or len(starts) * (len(times) - 1), solver)
-        fill = getattr(self.field, "jacobian_fill", 1) if with_density else 1
+        fill = rates.fill if with_density else 1
         known = (starts_at_rest(self.metadata), self.system.base_std)
         way = Way(times, with_density, fill > 1, solver, backwards, *known)
         carry = partial(carried, rates, way, self.device)
@@ -289,8 +289,7 @@ class Sampler:
     def _rates(self, n_steps: int, solver: str) -> FieldRates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""
         n_pairs = self.system.n_atoms * (self.system.n_atoms - 1) / 2
-        layers: Any = getattr(self.field, "layers", [self.field])
-        work = n_pairs * n_steps * len(layers)
+        work = n_pairs * n_steps * getattr(self.field, "n_layers", 1)
         enough = work > WORTH_COMPILING.get(self.device.type, math.inf)
         wanted = enough if self.compile is None else self.compile
         wanted = wanted and solver != "dopri5"

@@ -22,21 +22,33 @@ from boltztilt.sampling.stochastic import stochastic_flow
 
 
 class FieldRates(NamedTuple):
-    """A field as a solver calls it: its velocity, and that with its divergence or Jacobian."""
+    """A field as a solver calls it: its velocity, and that with its divergence or Jacobian.
+
+    Attributes:
+        compiled: whether torch.compile was wanted.
+        n_layers: its layers, in proportion to which autograd keeps values for its gradient.
+        fill: how many times as much memory a pair fills in the divergence as in that of a layer.
+    """
 
     velocity: Velocity
     velocity_and_divergence: Rates
     velocity_and_jacobian: VelocityAndJacobian | None
     compiled: bool
+    n_layers: int
+    fill: int
 
     @classmethod
     def of(cls, field: Any, wanted: bool) -> FieldRates:
         """The field through torch.compile if wanted, else as it is."""
         compile = partial(compiled, network=field, wanted=wanted)
+        size = getattr(field, "n_layers", 1), getattr(field, "jacobian_fill", 1)
         if getattr(field, "has_jacobian", False):
             velocity, divergence, jacobian = field.with_steps(compile)
-            return cls(velocity, divergence, jacobian, wanted)
-        return cls(compile(field), compile(field.velocity_and_divergence), None, wanted)
+            return cls(velocity, divergence, jacobian, wanted, *size)
+        divergence = field.velocity_and_divergence
+        if not getattr(field, "divergence_by_products", False):
+            divergence = compile(divergence)
+        return cls(compile(field), divergence, None, wanted, *size)
 
     def __call__(self, times: Tensor, positions: Tensor) -> Tensor:
         return self.velocity(times, positions)

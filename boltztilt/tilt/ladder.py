@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.flow import Velocity
+from boltztilt.sampling.transport import FieldRates
 from boltztilt.tilt.objectives import tilt_weights
 from boltztilt.tilt.population import Chains, resample, rewards, rollouts
 from boltztilt.tilt.recipe import Recipe
@@ -60,7 +60,7 @@ def level_after(a: float, step: float) -> float:
 
 
 def climb(
-    field: Velocity,
+    field: FieldRates,
     base: Gaussian,
     a: float,
     recipe: Recipe,
@@ -113,7 +113,7 @@ def climb(
 
 
 def draw_particles(
-    field: Velocity,
+    field: FieldRates,
     base: Gaussian,
     a: float,
     recipe: Recipe,

@@ -51,6 +51,7 @@ class Losses:
         old_velocity: of the field that it started from.
         regressed, old_regressed: both in the precision of regressions.
         frozen, frozen_rates: of a copy of the field whose parameters need no gradient.
+        n_layers: of the field, on which the memory of its evaluations depends.
     """
 
     system: System
@@ -61,6 +62,7 @@ class Losses:
     old_velocity: Velocity
     frozen: Velocity
     frozen_rates: Rates
+    n_layers: int
     generator: torch.Generator
     device: torch.device
     species: Tensor = field(init=False)
@@ -107,7 +109,7 @@ class Losses:
         times = draw_grid(
             recipe.likelihood_solver_steps, recipe.likelihood_grid_power, self.generator
         )
-        evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps
+        evaluations = EVALUATIONS_PER_STEP * recipe.likelihood_solver_steps * self.n_layers
         size = structures_per_share(n, self.system.n_atoms, self.device, evaluations)
         if recipe.likelihood_forces:
             return self._along_paths(particles[chosen], size, times) + self._anchors(particles)
@@ -129,7 +131,8 @@ class Losses:
             partial(path_slopes, *fields, *part, *given)
             for part in zip(batch.split(size), forces.split(size), strict=True)
         ]
-        losses, slopes = map(torch.cat, zip(*in_threads(tasks, self.device), strict=True))
+        with fast_products():
+            losses, slopes = map(torch.cat, zip(*in_threads(tasks, self.device), strict=True))
         parts = (values.split(size) for values in (batch, losses, shortened(slopes)))
         return [
             Share(
@@ -172,8 +175,8 @@ class Losses:
             self.recipe.uniform_times if uniform_times is None else uniform_times,
         )
         n = self.recipe.batch_size
-        parts = whole.in_order().split(structures_per_share(n, self.system.n_atoms, self.device))
-        return [(len(part.times) / n, part) for part in parts]
+        size = structures_per_share(n, self.system.n_atoms, self.device, self.n_layers)
+        return [(len(part.times) / n, part) for part in whole.in_order().split(size)]
 
 
 def add_gradients(

@@ -10,11 +10,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from boltztilt.energy import CountedPotential, TiltedPotential, relative_reward
+from boltztilt.hardware import fast_products
 from boltztilt.parallel import in_threads, structures_per_share
 from boltztilt.sampling.base import Gaussian
-from boltztilt.sampling.flow import Velocity, integrate, warped_grid
+from boltztilt.sampling.flow import integrate, warped_grid
 from boltztilt.sampling.mcmc import hmc, mala, random_walk
 from boltztilt.sampling.resampling import systematic_resampling
+from boltztilt.sampling.transport import FieldRates
 
 LEAPFROG_STEPS = 20
 
@@ -68,7 +70,7 @@ class Chains:
 
 
 def rollouts(
-    field: Velocity,
+    field: FieldRates,
     base: Gaussian,
     n: int,
     n_steps: int,
@@ -78,10 +80,12 @@ def rollouts(
 ) -> tuple[Float[Tensor, "batch atoms dims"], Float64[Tensor, "batch"]]:
     """End points of the flow from fresh base draws, and their log-densities (zero without)."""
     starts = base.sample(n, generator).to(device)
-    size = structures_per_share(n, base.n_atoms, device)
+    fill = field.fill if with_density else 1
+    size = structures_per_share(n, base.n_atoms, device, fill)
     times = warped_grid(n_steps)
     tasks = [partial(integrate, field, part, times, with_density) for part in starts.split(size)]
-    results = list(in_threads(tasks, device))
+    with fast_products():
+        results = list(in_threads(tasks, device))
     change = torch.cat([result.log_density_change for result in results])
     return torch.cat([result.positions for result in results]), base.log_density(starts) + change
 

@@ -67,7 +67,7 @@ class TrainingRun:
             FieldRates.of(each, recipe.compile)
             for each in (self.field, self.old_field, self.frozen)
         )
-        self.old_velocity = old.velocity
+        self.old_rates = old
         self.potential = CountedPotential(system.potential)
         self._set_evaluated(0)
         self.losses = Losses(
@@ -76,9 +76,10 @@ class TrainingRun:
             recipe,
             learned.velocity,
             learned.velocity_and_divergence,
-            self.old_velocity,
+            old.velocity,
             frozen.velocity,
             frozen.velocity_and_divergence,
+            old.n_layers,
             self.generator,
             self.device,
         )
@@ -214,7 +215,7 @@ class TrainingRun:
         number, every = self.progress["rung"], self.recipe.rungs_per_rollout
         fresh = number == 0 or (self.recipe.steps_per_rung > 0 and number % every == 0)
         rung = climb(
-            self.old_velocity,
+            self.old_rates,
             self.system.base,
             self.progress["a"],
             self.recipe,
@@ -265,7 +266,7 @@ class TrainingRun:
         if matching and every > 0 and refreshment % every == 0:
             self.old_field.load_state_dict(self.average.state_dict())
             self.particles, _ = rollouts(
-                self.old_velocity,
+                self.old_rates,
                 self.system.base,
                 recipe.polish_particles,
                 recipe.rollout_steps,

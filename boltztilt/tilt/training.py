@@ -90,26 +90,26 @@ def train(
                 raise KeyboardInterrupt
             if late:
                 break
+    sampler = run.sampler()
     if folder is not None:
         run.save(folder)
-    sampler = _paced(run, progress)
-    if folder is not None:
         sampler.save(folder / "weights.safetensors")
+    if run.finished and run.recipe.pace_structures:
+        sampler = _paced(sampler, run, progress)
+        if folder is not None:
+            sampler.save(folder / "weights.safetensors")
     return sampler
 
 
-def _paced(run: TrainingRun, progress: ProgressCallback | None) -> Sampler:
-    """The sampler of a run, once it is finished at the pace that the recipe wants measured."""
-    sampler, n = run.sampler(), run.recipe.pace_structures
-    if not (run.finished and n):
-        return sampler
+def _paced(sampler: Sampler, run: TrainingRun, progress: ProgressCallback | None) -> Sampler:
+    """The sampler of a finished run at the pace that the recipe wants measured."""
 
     def advance(done: int, total: int) -> None:
         if progress is not None:
             status = run.status()
             progress(dataclasses.replace(status, stage="pace", step=done, n_steps=total))
 
-    return sampler.paced(n, run.seed, advance)
+    return sampler.paced(run.recipe.pace_structures, run.seed, advance)
 
 
 def _started(
