@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=["lj13", "lj55"])
     parser.add_argument("--doublings", type=int, default=2, help="of N, from -n on")
     parser.add_argument("--batch", type=int, default=32, help="structures sampled at a time")
-    parser.add_argument("--points", type=int, default=256, help="of an update of flow matching")
+    parser.add_argument(
+        "--points", type=int, default=256, help="of an update of flow matching, a multiple of 16"
+    )
     parser.add_argument("--particles", type=int, default=32, help="of 13 atoms, likelihood update")
     parser.add_argument("--solver-steps", type=int, default=8, help="of a likelihood update")
     parser.add_argument("--quick", action="store_true", help="sampling lj13 with density only")

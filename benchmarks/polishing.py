@@ -67,7 +67,7 @@ class ExactWeightRun(TrainingRun):
         self.old_field.load_state_dict(self.average.state_dict())
         base, generator = self.system.base, self.generator
         drawn, log_density = rollouts(
-            self.old_field,
+            self.old_rates,
             base,
             N_ROLLOUTS,
             self.recipe.rollout_steps,

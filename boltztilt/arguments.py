@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from boltztilt.run_folder import KEPT_SYSTEM, holds_run, refuse_run_files
 
 if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
@@ -21,26 +24,37 @@ def open_sampler(target: str | Path, device: str = "cpu", system: str | None = N
     from boltztilt.systems.system import load_system
 
     check_device(device)
+    if system and Path(system).is_dir():  # a run folder, which keeps the file of its system
+        system = str(Path(system) / KEPT_SYSTEM)
     sampler = Sampler.load(target, load_system(system) if system else None)
     sampler.field.to(device)
     return sampler
 
 
-def checked_output(name: str, output: Path | None, force: bool) -> Path:
-    """Where a system's structures go, after checking that they can be written there."""
+def checked_output(name: str, output: Path | None, force: bool) -> list[Path]:
+    """The files of a system's structures, the given one first, if each can be written."""
     from boltztilt.sampling.ensemble_files import check_output
 
-    path = output or Path(f"{Path(name).resolve().stem}.dcd")
-    check_output(path, overwrite=force)
-    return path
+    return check_output(output or default_output(name), overwrite=force)
 
 
-def check_trajectory(path: Path, system: System) -> None:
-    """Raises ValueError, before any work, where a file cannot hold the system's structures."""
+def default_output(name: str) -> Path:
+    """The trajectory of a system or a run, named so that what describes it keeps its own name.
+
+    A topology is written beside it, and a molecule's own PDB file is often called as its TOML file.
+    """
+    stem, shipped = Path(name).resolve().stem, not (Path(name).suffix or Path(name).is_dir())
+    return Path(f"{stem}.dcd" if shipped else f"{stem}_samples.dcd")
+
+
+def check_trajectory(paths: Sequence[Path], system: System) -> None:
+    """Raises, before any work, where the system's structures cannot be kept in the files."""
     from boltztilt.export import check_dimensions
 
-    if path.suffix != ".npz":
+    system.refuse_own_files(paths)
+    if any(path.suffix != ".npz" for path in paths if path.suffix != ".json"):
         check_dimensions(system.n_dims)
+        system.topology()
 
 
 def check_device(device: str) -> None:
@@ -92,15 +106,8 @@ def check_run_folder(folder: Path, resume: bool, force: bool) -> None:
         raise PermissionError(f"cannot write to {existing}: no permission")
     if resume and not holds_run(folder):
         raise FileNotFoundError(f"{folder} holds no run to resume; train without --resume")
-    if holds_run(folder) and not resume and not force:
-        raise FileExistsError(
-            f"{folder} already holds a run; --resume continues it, --force starts again"
-        )
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether training can be resumed in the folder."""
-    return (folder / "checkpoint" / "state.pt").exists()
+    if not resume and not force:
+        refuse_run_files(folder)
 
 
 def next_command(name: str, folder: Path, device: str) -> str:

@@ -25,7 +25,9 @@ def cluster_topology(n_atoms: int, element: str = "Ar") -> "mdtraj.Topology":
     try:
         kind = mdtraj.element.Element.getBySymbol(element)
     except KeyError as error:
-        raise ValueError(f"{element!r} is not the symbol of a chemical element") from error
+        raise ValueError(
+            f"{element!r} is not the symbol of a chemical element, such as 'Ar'"
+        ) from error
     topology = mdtraj.Topology()
     chain = topology.add_chain()
     for number in range(1, n_atoms + 1):

@@ -21,7 +21,12 @@ Name = Annotated[str, typer.Argument(help="A shipped system, or the path of a sy
 Count = Annotated[int, typer.Option("-n", help="Number of structures.", min=1)]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd"),
+    typer.Option(
+        "--output",
+        "-o",
+        help="A .dcd, .xtc, .pdb or .npz file. Default: NAME.dcd, and NAME_samples.dcd for TOML "
+        "files and run folders.",
+    ),
 ]
 Refine = Annotated[
     int,

@@ -244,6 +244,17 @@ class System:
 
         return cluster_topology(self.n_atoms, self.element)
 
+    def refuse_own_files(self, paths: Iterable[Path]) -> None:
+        """Raises FileExistsError where one of the paths is a file that describes the system."""
+        own = [path for path in (self.source, *self.files) if path is not None and path.is_file()]
+        contents = {path.read_bytes() for path in own}
+        for path in paths:
+            if path.is_file() and path.read_bytes() in contents:
+                raise FileExistsError(
+                    f"{path} describes {self.name!r} itself and is never replaced: choose another "
+                    f"name, such as {path.with_stem(f'{path.stem}_samples')}"
+                )
+
     def weights_path(self) -> Path | None:
         """Returns the path of the trained weights beside the system's file, if there are any."""
         if self.source is None:
@@ -333,6 +344,9 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
 def _check_table(table: Mapping[str, Any]) -> None:
     """Raises ValueError for what the file of a system cannot tell."""
     check_settings(table, SETTINGS)
+    element = table.get("export", {}).get("element", "")
+    if not isinstance(element, str):
+        raise ValueError(f"[export] element = {element!r}: expected the symbol of an element")
     species = table.get("species", [])
     if not all(type(each) is int for each in species):
         raise ValueError(f"species = {species!r}: expected a whole number for each atom")
@@ -359,8 +373,17 @@ def _build_potential(table: Mapping[str, Any]) -> Potential:
         raise ValueError(
             f"[potential] kind = {kind!r} is unknown: choose one of {', '.join(POTENTIALS)}"
         )
+    for name in ("n_atoms", "n_dims"):
+        if name in arguments and (type(arguments[name]) is not int or arguments[name] < 1):
+            raise ValueError(
+                f"[potential] {name} = {arguments[name]!r}: expected a whole number from 1 on"
+            )
     module, name = POTENTIALS[kind].split(":")
-    return getattr(import_module(module), name)(**arguments)
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    except TypeError as error:
+        given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
+        raise ValueError(f"[potential] kind = {kind!r} with {given}: {error}") from error
 
 
 def _unknown_system(name: str) -> str:

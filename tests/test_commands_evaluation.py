@@ -73,6 +73,28 @@ def test_evaluate_refuses_a_file_as_its_folder(run_folder, tmp_path):
     assert_refused(boltztilt("evaluate", run_folder, "-o", tmp_path / "out"), "out is a file")
 
 
+def test_evaluate_leaves_foreign_files_alone(run_folder, tmp_path):
+    """A report and plots of another program, and a table that is no training log."""
+    mine = {"a/report.json": '{"mine": 1}', "b/plots/energy.png": "mine", "c/report.json": "[]"}
+    for name, text in mine.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+        words = ["evaluate", run_folder, "-n", 30, "-o", tmp_path / name[0], "-q"]
+        assert_refused(boltztilt(*words), "did not write", "-o")
+        assert (tmp_path / name).read_text() == text
+    folder = tmp_path / "d"
+    kept = {"log.csv": "x,y\n1,2\n", "plots/refined_mine.png": "mine"}
+    (folder / "plots").mkdir(parents=True)
+    for name, text in kept.items():
+        (folder / name).write_text(text)
+    words = ["evaluate", run_folder, "-n", 30, "--steps", 3, "-o", folder, "-q"]
+    for _ in range(2):
+        result = boltztilt(*words)
+        assert result.exit_code == 0, result.output
+    assert {name: (folder / name).read_text() for name in kept} == kept
+    assert not (folder / "plots" / "ladder.png").exists()
+
+
 def test_evaluate_refuses_a_foreign_reference(run_folder, tmp_path):
     np.savez(tmp_path / "other.npz", numbers=np.ones(3))
     words = ["evaluate", run_folder, "-o", tmp_path / "out", "--reference", tmp_path / "other.npz"]
@@ -119,6 +141,18 @@ def water_file(tmp_path):
     table = 'pdb = "water.pdb"\nsystem_xml = "water.xml"\ntemperature = 300.0\n'
     (tmp_path / "water.toml").write_text(f"[molecule]\n{table}")
     return tmp_path / "water.toml"
+
+
+def test_files_of_a_molecule_are_not_replaced(water_file, tmp_path, monkeypatch):
+    before = (tmp_path / "water.pdb").read_bytes()
+    for verb in ("anneal", "reference"):
+        words = [verb, water_file, "-n", 40, "-o", tmp_path / "water.dcd", "--force", "-q"]
+        assert_refused(boltztilt(*words), "water.pdb describes", "water_samples")
+    assert (tmp_path / "water.pdb").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    result = boltztilt("anneal", "water.toml", "-n", 40, "--steps", 1, "-q")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "water_samples.pdb").exists()
 
 
 def test_reference_of_a_molecule_survives_an_interruption(water_file, tmp_path, monkeypatch):

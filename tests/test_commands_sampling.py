@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import mdtraj
 import numpy as np
@@ -14,6 +15,7 @@ from command_line import assert_refused, boltztilt, command
 from safetensors.torch import save_file
 
 from boltztilt import cli
+from boltztilt.arguments import default_output
 from boltztilt.commands.sampling import write_ensemble
 from boltztilt.option_types import Solver, Steps
 from boltztilt.sampling.ensemble import Ensemble
@@ -123,13 +125,41 @@ def test_four_dimensions_are_refused_before_any_work(tmp_path, no_computation):
         assert_refused(refused, "at most 3 dimensions", ".npz")
 
 
+def test_unknown_element_is_refused_before_any_work(tmp_path, no_computation):
+    table = 'kind = "harmonic"\nn_atoms = 2\nstiffness = 1.0\n[export]\nelement = "LJ"'
+    (tmp_path / "pair.toml").write_text(f"[potential]\n{table}")
+    for verb in ("anneal", "reference"):
+        refused = boltztilt(verb, tmp_path / "pair.toml", "-o", tmp_path / "out.dcd")
+        assert_refused(refused, "'LJ' is not the symbol")
+
+
+def test_default_names_leave_the_files_of_a_system_alone(tmp_path):
+    """A topology is written beside a trajectory, and a molecule's PDB file is called likewise."""
+    assert default_output("lj13") == Path("lj13.dcd")
+    assert default_output("my_molecule.toml") == Path("my_molecule_samples.dcd")
+    assert default_output(str(tmp_path)) == Path(f"{tmp_path.name}_samples.dcd")
+
+
+def test_weights_of_a_run_folder_may_be_given_apart(run_folder, tmp_path):
+    words = ["-o", tmp_path / "out.npz", "-n", 2, "--steps", 2, "-q"]
+    weights = run_folder / "weights.safetensors"
+    result = boltztilt("sample", run_folder, "--weights", weights, *words)
+    assert result.exit_code == 0, result.output
+
+
+def test_steps_of_a_solver_that_chooses_them_are_refused(run_folder, tmp_path):
+    words = [run_folder, "--solver", "dopri5", "--steps", 2, "-o", tmp_path / "out"]
+    assert_refused(boltztilt("evaluate", *words), "leave out --steps 2")
+    assert_refused(boltztilt("sample", *words[:-1], tmp_path / "out.npz"), "leave out --steps 2")
+
+
 def test_output_is_called_after_the_run_folder_one_stands_in(run_folder, tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     shutil.copytree(run_folder, folder)
     monkeypatch.chdir(folder)
     result = boltztilt("sample", ".", "-n", 2, "--steps", 2, "-q")
     assert result.exit_code == 0, result.output
-    assert (folder / "mine.dcd").exists()
+    assert (folder / "mine_samples.dcd").exists()
 
 
 def test_the_seed_decides_the_sample(run_folder, tmp_path):

@@ -18,6 +18,16 @@ def test_a_run_is_not_overwritten(training_words, run_folder):
     assert (run_folder / "weights.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "system.toml", "log.csv"])
+def test_what_a_run_left_without_its_state_is_not_overwritten(training_words, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    words = [*training_words, "-o", tmp_path, "--max-minutes", 0]
+    assert_refused(boltztilt(*words), f"already holds {name}", "--force")
+    assert (tmp_path / name).read_text() == "mine"
+    result = boltztilt(*words, "--force")
+    assert result.exit_code == 0, result.output
+
+
 def test_overrides_are_read_as_toml_and_may_enter_tables():
     texts = ["cess=0.9", "optimiser=adamw", "network.n_hidden=32", "network.kind='egnn'"]
     assert read_overrides(texts) == {

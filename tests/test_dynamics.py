@@ -1,5 +1,6 @@
 """Langevin replicas: the right distribution, own seeds, and continuation to the same frames."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -108,6 +109,26 @@ def test_time_step_that_is_too_long_is_named(source):
     settings = replace(SHORT, time_step=20.0)
     with pytest.raises(ValueError, match="unstable with a time step of 20"):
         langevin(source, start, 2, 20_000, settings, seed=1)
+
+
+def test_the_centre_of_mass_moves_in_an_external_field(source):
+    """OpenMM's remover of its motion, part of what force fields make, would hold it at rest."""
+    stiffness = 500.0  # kJ/mol/nm² on each of the two atoms
+    held = copy.deepcopy(source.system)
+    field = mm.CustomExternalForce(f"{stiffness / 2}*(x^2+y^2+z^2)")
+    for atom in range(2):
+        field.addParticle(atom)
+    held.addForce(field)
+    held.addForce(mm.CMMotionRemover())
+    frames = run_replicas(
+        OpenMMSource(held, 300.0),
+        STRUCTURE.repeat(8, 1, 1),
+        1000,
+        settings=replace(SHORT, friction=20.0),
+    )
+    centres = frames.mean(dim=2).double().square().sum(dim=-1).reshape(40, -1).mean(dim=1)
+    exact = 3 * thermal_energy(300.0) / (2 * stiffness)
+    assert abs(centres.mean() - exact) < 4 * centres.std() / math.sqrt(len(centres))
 
 
 def test_masses_are_raised_in_a_copy(source):

@@ -1,12 +1,13 @@
 """Evaluation of a sampler whose density, weights and distances all have closed forms."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
 
-from boltztilt.analysis import metrics
+from boltztilt.analysis import metrics, plots
 from boltztilt.analysis.comparison import NoiseFloors, compare, compare_molecules
 from boltztilt.analysis.evaluation import comparison_figures, evaluate
 from boltztilt.analysis.reference import Reference
@@ -179,6 +180,19 @@ def test_report_and_figures_are_written(report, folder):
     names = {path.stem for path in (folder / "plots").glob("*.png")}
     assert names == {"energy", "pair_distances", "log_weights", "ladder"}
     assert all(path.stat().st_size > 5000 for path in (folder / "plots").glob("*.png"))
+
+
+def test_noise_of_pair_distances_is_that_of_independent_chains():
+    """Frames of a chain that are all alike tell no more than one of them."""
+    generator = torch.Generator().manual_seed(0)
+    positions = SYSTEM.potential.sample(100, generator).repeat_interleave(16, 0)
+    order = torch.randperm(len(positions), generator=generator)
+    chains = torch.arange(100).repeat_interleave(16)[order]
+    shuffled = Reference(positions[order], torch.zeros(1600).double(), SYSTEM)
+    edges = torch.linspace(0, 3, 9).double()
+    in_chains = plots._density_noise(dataclasses.replace(shuffled, groups=chains), edges)
+    alone = plots._density_noise(shuffled, edges)
+    assert 2.5 < (in_chains / alone).median() < 6  # 4 = sqrt(16)
 
 
 def test_progress_covers_samples_and_reference(reference):

@@ -24,6 +24,7 @@ from boltztilt.analysis.molecular_reference import (
     temper,
 )
 from boltztilt.analysis.reference import Reference
+from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.systems.system import System, load_system
 
@@ -125,6 +126,14 @@ def test_drift_within_replicas_is_seen(made, generator):
     energies += torch.linspace(-1, 1, 8).repeat(5)  # five replicas of eight frames
     assert abs(check_dynamics(water(), positions, energies, 5)["drift"]) > 5
     assert abs(check_dynamics(water(), positions, energies)["drift"]) < 5
+
+
+def test_virial_of_what_is_held_in_place_counts_the_centre():
+    held = System("held", Harmonic(3, 2.0, centered=False), base_kind="isotropic")
+    positions = held.potential.sample(4000, torch.Generator().manual_seed(0)).reshape(20, 200, 3, 3)
+    energies = held.potential.energy(positions.flatten(0, 1)).reshape(20, 200)
+    virial = check_dynamics(held, positions, energies.double())["virial"]
+    assert abs(virial.value - 1) < 4 * virial.error < 0.1
 
 
 def test_replica_exchange_of_another_system_is_refused(tempered):

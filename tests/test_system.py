@@ -6,6 +6,7 @@ import torch
 from boltztilt.energy import CallablePotential
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
+from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.systems.system import System, available_systems, load_system
 from boltztilt.testing import jittered_lattice
 
@@ -87,6 +88,13 @@ def test_weights_are_found_beside_the_file(tmp_path):
         ("name = ", "not a valid TOML"),
         ('[potential]\nkind = "harmonik"\n', "'harmonik' is unknown: choose one of double_well"),
         ("", "kind = None is unknown"),
+        (
+            '[potential]\nkind = "harmonic"\nn_atoms = "3"\n',
+            r"\[potential\] n_atoms = '3': expected",
+        ),
+        ('[potential]\nkind = "harmonic"\nn_atoms = 0\n', "n_atoms = 0: expected a whole number"),
+        ('[potential]\nkind = "harmonic"\nn_atoms = 3\nn_dims = 2.0\n', "n_dims = 2.0: expected"),
+        ('[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffness = "a"\n', "stiffness = 'a': "),
         ('[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffnes = 1.0\n', "stiffnes"),
         ('colour = 1\n[potential]\nkind = "harmonic"\nn_atoms = 3\n', "colour"),
         (
@@ -105,6 +113,24 @@ def test_bad_file_is_refused_by_name(tmp_path, text, message):
     path = write_system(tmp_path, text)
     with pytest.raises(ValueError, match=rf"(?s)mine\.toml.*{message}"):
         load_system(path)
+
+
+def test_files_that_describe_a_system_are_never_replaced(tmp_path):
+    """Neither they nor copies of them, as a run folder keeps."""
+    path = write_system(tmp_path, '[potential]\nkind = "harmonic"\nn_atoms = 3\nstiffness = 1.0\n')
+    system = load_system(path)
+    (tmp_path / "copy.pdb").write_bytes(path.read_bytes())
+    (tmp_path / "other.pdb").write_text("something else")
+    system.refuse_own_files([tmp_path / "other.pdb", tmp_path / "missing.pdb"])
+    for own in (path, tmp_path / "copy.pdb"):
+        with pytest.raises(FileExistsError, match=rf"never replaced.*{own.stem}_samples"):
+            system.refuse_own_files([own])
+    Ensemble(torch.zeros(1, 3, 3), torch.zeros(1), None, system).save(tmp_path / "other.npz")
+    with pytest.raises(FileExistsError, match="never replaced"):
+        Ensemble(torch.zeros(1, 3, 3), torch.zeros(1), None, system).save(
+            tmp_path / "copy.dcd", overwrite=True
+        )
+    assert not (tmp_path / "copy.npz").exists()
 
 
 def test_missing_file_is_named(tmp_path):

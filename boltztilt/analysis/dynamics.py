@@ -162,8 +162,16 @@ def langevin(
 
 
 def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSource:
-    """A copy of the source in which no atom is lighter than `smallest_mass`, in dalton."""
+    """A copy of the source in which no atom is lighter than `smallest_mass`, in dalton.
+
+    The centre of mass moves freely in it: a `CMMotionRemover`, which OpenMM adds to what it makes
+    from force fields, would keep it at rest where a force acts on it.
+    """
+    remover = import_openmm().CMMotionRemover
     system = copy.deepcopy(source.system)
+    for number in reversed(range(system.getNumForces())):
+        if isinstance(system.getForce(number), remover):
+            system.removeForce(number)
     for atom in range(system.getNumParticles()):
         if system.getParticleMass(atom)._value < smallest_mass:
             system.setParticleMass(atom, smallest_mass)

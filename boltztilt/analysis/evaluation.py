@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from boltztilt.sampling.sampler import Sampler
 
 REFERENCE_BATCH = 1000
+
+
+FIGURES = ("energy", "pair_distances", "ramachandran", "torsions", "log_weights", "ladder")
+"""Names of the figures of an evaluation."""
 
 
 class ReferenceWeights(NamedTuple):
@@ -53,8 +58,13 @@ def evaluate(
     is not found are left out, and their number is "reference_lost". With `refine_steps`
     the samples are also compared after so many steps of `Ensemble.refine`, under "refined".
     Samples drawn with `stochastic` have no weights and are compared as they are.
+
+    Raises:
+        FileExistsError: the folder holds a report or plots that no evaluation made.
     """
     check_extras()
+    if out is not None:
+        check_folder(out)
     started = time.perf_counter()
     n_reference = 0 if stochastic else min(n, len(reference))
     total = n + n_reference
@@ -184,15 +194,38 @@ def write_evaluation(
 
     Plots of an evaluation before that had weights or refined its samples do not stay behind.
     """
-    for old in ("log_weights.png", "refined_*.png"):
-        for path in (folder / "plots").glob(old):
-            path.unlink()
-    log = folder / "log.csv"
-    if log.is_file():
-        figures = {**figures, "ladder": plots.ladder_figure(plots.read_log(log))}
     folder.mkdir(parents=True, exist_ok=True)
     write_report(folder / "report.json", report)
+    for old in _plots(folder):
+        old.unlink()
+    log = folder / "log.csv"
+    if log.is_file() and plots.is_log(log):
+        figures = {**figures, "ladder": plots.ladder_figure(plots.read_log(log))}
     return [folder / "report.json", *plots.write_figures(folder / "plots", figures)]
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises FileExistsError where the folder holds a report or plots that no evaluation made."""
+    report = Path(folder) / "report.json"
+    try:
+        ours = {"system", "convention", "reference"} <= json.loads(report.read_bytes()).keys()
+    except FileNotFoundError:
+        ours = not _plots(Path(folder))
+    except (ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileExistsError(
+            f"{folder} holds a report.json or plots that boltztilt evaluate did not write: choose "
+            "another folder (-o)"
+        )
+
+
+def _plots(folder: Path) -> list[Path]:
+    """The figures that are there, of those that an evaluation may write."""
+    paths = [
+        folder / "plots" / f"{before}{name}.png" for before in ("", "refined_") for name in FIGURES
+    ]
+    return [path for path in paths if path.exists()]
 
 
 def _inserted(report: Mapping[str, Any], after: str, entries: Mapping[str, Any]) -> dict[str, Any]:

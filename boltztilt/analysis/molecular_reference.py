@@ -19,6 +19,7 @@ from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsio
 from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_replicas
 from boltztilt.analysis.equilibration import (
     MOST_LAPLACIANS,
+    centred,
     chain_mean,
     drift,
     r_hat,
@@ -28,7 +29,6 @@ from boltztilt.analysis.equilibration import (
 from boltztilt.analysis.reference import Reference
 from boltztilt.checkpoint import load_state, save_state
 from boltztilt.energy import CountedPotential, in_parts
-from boltztilt.geometry import remove_mean
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
@@ -233,8 +233,8 @@ def check_dynamics(
     flat = positions.flatten(0, 1)
     observables = molecular_observables(system, flat, energies.flatten())
     series = {name: values.reshape(energies.shape) for name, values in observables.items()}
-    forces = remove_mean(in_parts(system.potential.force, flat))
-    virials = -(remove_mean(flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
+    forces = centred(system.potential, in_parts(system.potential.force, flat))
+    virials = -(centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     return {
         "energy": correlated_mean(energies),
         "energy_sd": float(energies.std()),

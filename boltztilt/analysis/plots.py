@@ -195,6 +195,12 @@ def ladder_figure(rows: Sequence[Mapping[str, str]]) -> Figure:
     return figure
 
 
+def is_log(path: str | Path) -> bool:
+    """Whether a file of comma-separated values is a training log."""
+    with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
+        return {"stage", "rung", "seconds", "loss"} <= set(next(csv.reader(file), []))
+
+
 def read_log(path: str | Path) -> list[dict[str, str]]:
     """The rows of a training log."""
     with Path(path).open(newline="", encoding="utf-8") as file:
@@ -291,10 +297,13 @@ def _free_energy_map(axes: Axes, energies: Tensor) -> Any:
 
 
 def _density_noise(reference: Reference, edges: Tensor, n_parts: int = 20) -> Tensor:
-    """The standard error of the reference's g(r), from its spread over parts."""
-    parts = reference.positions.tensor_split(min(n_parts, len(reference)))
+    """The standard error of the reference's g(r), from its spread over parts of whole groups."""
+    groups = torch.arange(len(reference)) if reference.groups is None else reference.groups
+    groups = groups.unique(return_inverse=True)[1]
+    n_parts = min(n_parts, int(groups.max()) + 1)
+    parts = [reference.positions[groups % n_parts == part] for part in range(n_parts)]
     curves = torch.stack([radial_distribution(part, edges) for part in parts])
-    return curves.std(dim=0) / math.sqrt(len(parts))
+    return curves.std(dim=0) / math.sqrt(n_parts)
 
 
 def _distance_words(symbol: str, distances: Mapping[str, Any] | None, unit: str) -> dict[str, str]:

@@ -72,12 +72,8 @@ class Reference:
 
         A path that ends in .dcd or .xtc adds a trajectory, and its topology as .pdb.
         """
-        *others, numbers = reference_paths(path, overwrite)
-        if others:
-            from boltztilt.export import write_topology, write_trajectory
-
-            write_trajectory(others[0], self.positions, self.system)
-            write_topology(others[1], self.system, self.positions)
+        *others, numbers = paths = reference_paths(path, overwrite)
+        self.system.refuse_own_files(paths)
         groups = {} if self.groups is None else {"groups": self.groups.numpy()}
         with atomic_path(numbers) as temporary:
             np.savez(
@@ -89,6 +85,11 @@ class Reference:
                 checks=np.array(json.dumps(plain(self.checks))),
                 info=np.array(json.dumps(plain(self.info))),
             )
+        if others:
+            from boltztilt.export import write_topology, write_trajectory
+
+            write_trajectory(others[0], self.positions, self.system)
+            write_topology(others[1], self.system, self.positions)
         return numbers
 
     @classmethod

@@ -65,13 +65,14 @@ def evaluate(
       boltztilt evaluate aldp --refine 500   raw, reweighted and refined
       boltztilt evaluate lj55 --stochastic --refine 200   without weights
     """
-    from boltztilt.analysis.evaluation import check_extras
+    from boltztilt.analysis.evaluation import check_extras, check_folder
     from boltztilt.analysis.evaluation import evaluate as evaluate_sampler
 
     check_extras()
     folder = evaluation_folder(target, output)
+    check_folder(folder)
     sampler = open_sampler(target, device)
-    sampler.check(solver, stochastic)
+    sampler.check(solver, stochastic, steps)
     samples = find_reference(sampler.system, reference, folder, n, quiet)
     with console.counting_bar("evaluating", "structures", quiet) as progress:
         report = evaluate_sampler(
@@ -118,7 +119,7 @@ def reference(
     from boltztilt.systems.system import load_system
 
     system = load_system(name)
-    check_trajectory(output, system)
+    check_trajectory(paths, system)
     try:
         made = sample_reference(system, n, seed, partial, resume, quiet)
     except KeyboardInterrupt:

@@ -69,14 +69,14 @@ def sample(
       boltztilt sample lj55 -n 1000 --stochastic   better structures, no weights
       boltztilt sample runs/lj13 -n 200 -o trial.npz --seed 7
     """
-    path = checked_output(name, output, force)
+    path, *others = checked_output(name, output, force)
     density = density and not stochastic
     if resample and not density:
         without = "--stochastic" if stochastic else "--no-density"
         raise ValueError(f"--resample draws by weight: it cannot be used with {without}")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
-    sampler.check(solver, stochastic)
-    check_trajectory(path, sampler.system)
+    sampler.check(solver, stochastic, steps)
+    check_trajectory([path, *others], sampler.system)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
@@ -132,12 +132,12 @@ def anneal(
       boltztilt anneal my_system.toml -n 200 --resample --refine 100
       boltztilt anneal lj13 -n 2000 --per-group 64 --steps 8   steadier weights
     """
-    path = checked_output(name, output, force)
+    path, *others = checked_output(name, output, force)
     from boltztilt.systems.system import load_system
     from boltztilt.tilt.annealing import anneal as anneal_chains
 
     system = load_system(name)
-    check_trajectory(path, system)
+    check_trajectory([path, *others], system)
     with console.counting_bar(f"annealing {system.name}", "structures", quiet) as progress:
         raw = anneal_chains(
             system,

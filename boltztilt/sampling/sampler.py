@@ -212,8 +212,10 @@ class Sampler:
         log_density = self.system.base.log_density(starts) + change
         return Ensemble(positions, energies, log_density, self.system)
 
-    def check(self, solver: str | None, stochastic: bool) -> None:
+    def check(self, solver: str | None, stochastic: bool, n_steps: int | None = None) -> None:
         """Raises ValueError where structures cannot be drawn like this."""
+        if solver == "dopri5" and n_steps is not None:
+            raise ValueError(f"solver 'dopri5' chooses its own steps: leave out --steps {n_steps}")
         if stochastic:
             check_stochastic(solver, self.metadata, self.system.name)
         else:

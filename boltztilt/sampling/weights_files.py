@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from boltztilt.run_folder import KEPT_SYSTEM
 from boltztilt.systems.system import System, available_systems, load_system
-
-KEPT_SYSTEM = "system.toml"
-"""What the file that describes the system is called in a run folder."""
 
 
 def find_weights(target: str | Path | System) -> tuple[Path, System | None]:

@@ -16,6 +16,7 @@ from boltztilt.analysis.metrics import kish_ess
 from boltztilt.checkpoint import save_state
 from boltztilt.energy import CountedPotential
 from boltztilt.networks.build import build_network
+from boltztilt.run_folder import STATE
 from boltztilt.sampling.refinement import LONG_TRAJECTORY
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.sampling.transport import FieldRates
@@ -389,7 +390,7 @@ class TrainingRun:
 
 
 def state_path(folder: Path) -> Path:
-    return folder / "checkpoint" / "state.pt"
+    return folder / STATE
 
 
 def _to(values: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
+from boltztilt.run_folder import KEPT_SYSTEM, refuse_run_files
 from boltztilt.sampling.sampler import Sampler
-from boltztilt.sampling.weights_files import KEPT_SYSTEM, with_kept_name
+from boltztilt.sampling.weights_files import with_kept_name
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
 from boltztilt.tilt.run import TrainingRun, state_path
@@ -69,10 +70,8 @@ def train(
     """
     system = load_system(system)
     folder = None if out is None else Path(out)
-    if folder is not None and not (resume or overwrite) and state_path(folder).exists():
-        raise FileExistsError(
-            f"{folder} already holds a run; resume=True continues it, overwrite=True starts again"
-        )
+    if folder is not None and not (resume or overwrite):
+        refuse_run_files(folder)
     if resume:
         run = _resumed(system, folder, overrides, device)
     else:
