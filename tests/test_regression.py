@@ -13,6 +13,7 @@ from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.flow import integrate, warped_grid
+from boltztilt.sampling.transport import FieldRates
 from boltztilt.tilt.interpolant import Bridge, draw_times
 from boltztilt.tilt.ladder import climb
 from boltztilt.tilt.population import Chains
@@ -53,7 +54,8 @@ def rung_of(potential, n_particles=1000):
     generator = torch.Generator().manual_seed(0)
     recipe = Recipe(n_particles=n_particles, recentring="none")
     chains = Chains(CountedPotential(potential), BASE, "none", 0.1, generator)
-    return climb(Scaled(0.0), BASE, 0.0, recipe, chains, torch.device("cpu"))
+    field = FieldRates.of(Scaled(0.0), False)
+    return climb(field, BASE, 0.0, recipe, chains, torch.device("cpu"))
 
 
 def bridge_of(n, generator):
