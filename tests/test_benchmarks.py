@@ -278,9 +278,9 @@ def test_memory_does_not_grow_with_the_number_of_structures(run):
 @pytest.mark.slow
 def test_memory_of_updates_is_measured(run):
     small = ["--doublings", 0, "-n", 4, "--batch", 2, "--points", 16, "--particles", 2]
-    text = run("memory", "--systems", "dw4", *small, "--solver-steps", 2, "--threads", 1)
+    text = run("memory", "--systems", "lj13", *small, "--solver-steps", 2, "--threads", 1)
     for work in ("sampling with density", "flow matching", "likelihood, 2 solver steps"):
-        assert f"dw4: {work}" in text
+        assert f"lj13: {work}" in text
 
 
 @pytest.mark.slow
