@@ -43,8 +43,9 @@ def default_output(name: str) -> Path:
 
     A topology is written beside it, and a molecule's own PDB file is often called as its TOML file.
     """
-    stem, shipped = Path(name).resolve().stem, not (Path(name).suffix or Path(name).is_dir())
-    return Path(f"{stem}.dcd" if shipped else f"{stem}_samples.dcd")
+    path = Path(name)
+    own = "_samples" if path.suffix or path.is_dir() else ""
+    return Path(f"{path.resolve().stem}{own}.dcd")
 
 
 def check_trajectory(paths: Sequence[Path], system: System) -> None:
@@ -52,7 +53,7 @@ def check_trajectory(paths: Sequence[Path], system: System) -> None:
     from boltztilt.export import check_dimensions
 
     system.refuse_own_files(paths)
-    if any(path.suffix != ".npz" for path in paths if path.suffix != ".json"):
+    if {path.suffix for path in paths} - {".npz", ".json"}:
         check_dimensions(system.n_dims)
         system.topology()
 

@@ -8,8 +8,8 @@ STATE = Path("checkpoint", "state.pt")
 KEPT_SYSTEM = "system.toml"
 """What the file of a system is called in the folder of a run."""
 
-RUN_FILES = ("recipe.toml", KEPT_SYSTEM, "log.csv", "weights.safetensors", str(STATE))
-"""What training writes into a run folder, beside the files that the system's own names."""
+RUN_FILES = ("recipe.toml", KEPT_SYSTEM, "log.csv", "weights.safetensors")
+"""What training writes into a run folder, beside its state and the files a system names."""
 
 
 def refuse_run_files(folder: Path) -> None:

@@ -373,16 +373,15 @@ def _build_potential(table: Mapping[str, Any]) -> Potential:
         raise ValueError(
             f"[potential] kind = {kind!r} is unknown: choose one of {', '.join(POTENTIALS)}"
         )
-    for name in ("n_atoms", "n_dims"):
-        if name in arguments and (type(arguments[name]) is not int or arguments[name] < 1):
-            raise ValueError(
-                f"[potential] {name} = {arguments[name]!r}: expected a whole number from 1 on"
-            )
+    for size in ("n_atoms", "n_dims"):
+        value = arguments.get(size, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"[potential] {size} = {value!r}: expected a whole number from 1 on")
     module, name = POTENTIALS[kind].split(":")
     try:
         return getattr(import_module(module), name)(**arguments)
     except TypeError as error:
-        given = ", ".join(f"{name} = {value!r}" for name, value in arguments.items())
+        given = ", ".join(f"{each} = {value!r}" for each, value in arguments.items())
         raise ValueError(f"[potential] kind = {kind!r} with {given}: {error}") from error
 
 

@@ -67,15 +67,8 @@ def test_carried_particles_take_the_place_of_rollouts(generator):
     recipe = Recipe(recentring_steps=3)
     chains = Chains(CountedPotential(Harmonic(4, 5.0)), BASE, "mala", 0.2, generator)
     carried, ancestors = BASE.sample(500, generator), 1000 + torch.arange(500)
-    rung = climb(
-        FieldRates.of(Still(diverging=True), False),
-        BASE,
-        0.3,
-        recipe,
-        chains,
-        CPU,
-        (carried, ancestors),
-    )
+    field = FieldRates.of(Still(diverging=True), False)
+    rung = climb(field, BASE, 0.3, recipe, chains, CPU, (carried, ancestors))
     assert torch.equal(rung.particles, carried)
     assert rung.step > 0
 

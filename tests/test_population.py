@@ -117,9 +117,8 @@ def test_chains_never_enter_regions_of_nan_but_count_their_visits(generator):
 def test_rollouts_carry_positions_and_exact_densities(generator):
     base = Gaussian(3, 2, 0.8)
     n = 1200
-    ends, log_density = rollouts(
-        FieldRates.of(Stretch(2.0, base.dof), False), base, n, 10, generator, True, CPU
-    )
+    field = FieldRates.of(Stretch(2.0, base.dof), False)
+    ends, log_density = rollouts(field, base, n, 10, generator, True, CPU)
     assert ends.shape == (n, 3, 2)
     exact = Gaussian(3, 2, 1.6).log_density(ends)
     torch.testing.assert_close(log_density, exact, atol=1e-4, rtol=0)

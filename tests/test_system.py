@@ -88,6 +88,7 @@ def test_weights_are_found_beside_the_file(tmp_path):
         ("name = ", "not a valid TOML"),
         ('[potential]\nkind = "harmonik"\n', "'harmonik' is unknown: choose one of double_well"),
         ("", "kind = None is unknown"),
+        ("[export]\nelement = 18\n", r"\[export\] element = 18: expected the symbol"),
         (
             '[potential]\nkind = "harmonic"\nn_atoms = "3"\n',
             r"\[potential\] n_atoms = '3': expected",

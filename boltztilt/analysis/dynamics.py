@@ -101,7 +101,8 @@ def run_replicas(
     n_replicas = len(starts)
     given = {"seed": seed, "n_replicas": n_replicas, "n_frames": n_frames, **asdict(settings)}
     given["system"] = fingerprint(source)
-    run = _Run(with_smallest_mass(source, settings.smallest_mass), settings, given)
+    prepared = with_smallest_mass(with_free_centre(source), settings.smallest_mass)
+    run = _Run(prepared, settings, given)
     done = run.load(state_path) if resume and state_path else None
     replicas, frames = done or ([], torch.empty(n_replicas, 0, *starts.shape[1:]))
     total = round(n_replicas * (settings.settling_time + n_frames * settings.frame_interval))
@@ -161,17 +162,23 @@ def langevin(
     return frames.float(), _phase_point(context)
 
 
-def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSource:
-    """A copy of the source in which no atom is lighter than `smallest_mass`, in dalton.
+def with_free_centre(source: OpenMMSource) -> OpenMMSource:
+    """A copy of the source whose centre of mass moves as the forces on it tell.
 
-    The centre of mass moves freely in it: a `CMMotionRemover`, which OpenMM adds to what it makes
-    from force fields, would keep it at rest where a force acts on it.
+    A `CMMotionRemover`, which OpenMM adds to what it makes from force fields, would keep it at
+    rest, also where an external force acts on it.
     """
     remover = import_openmm().CMMotionRemover
     system = copy.deepcopy(source.system)
     for number in reversed(range(system.getNumForces())):
         if isinstance(system.getForce(number), remover):
             system.removeForce(number)
+    return source._replace(system=system)
+
+
+def with_smallest_mass(source: OpenMMSource, smallest_mass: float) -> OpenMMSource:
+    """A copy of the source in which no atom is lighter than `smallest_mass`, in dalton."""
+    system = copy.deepcopy(source.system)
     for atom in range(system.getNumParticles()):
         if system.getParticleMass(atom)._value < smallest_mass:
             system.setParticleMass(atom, smallest_mass)

@@ -48,13 +48,11 @@ def check_equilibration(
     """
     n_chains, n_rounds = energies.shape
     flat = positions.flatten(0, 1)
-    forces = centred(system.potential, in_parts(system.potential.force, flat))
-    virials = -(centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     observables = slow_observables(system, flat, energies.flatten())
     return {
         "energy": chain_mean(energies),
         "energy_sd": float(energies.std()),
-        "virial": chain_mean(virials.reshape(n_chains, n_rounds) / system.base.dof),
+        "virial": chain_mean(virials(system, flat).reshape(n_chains, n_rounds)),
         **temperature_check(system, positions),
         "drift": drift(energies),
         "r_hat": {
@@ -113,7 +111,7 @@ def configurational_temperature(
     n_used = max(2, min(len(positions), MOST_LAPLACIANS // positions.shape[1]))
     used = positions[:n_used]
     flat = used.flatten(0, 1).double()
-    forces = centred(system.potential, system.potential.force(flat))
+    forces = _centred(system.potential, system.potential.force(flat))
     squares = forces.square().sum(dim=(1, 2)).reshape(used.shape[:2]).mean(dim=1)
     curvatures = laplacian(system.potential, flat).reshape(used.shape[:2]).mean(dim=1)
     ratio = squares.mean() / curvatures.mean()
@@ -131,10 +129,19 @@ def laplacian(
     for index in range(leaf[0].numel()):
         direction = torch.zeros_like(leaf[:1]).flatten(1)
         direction[:, index] = 1.0
-        direction = centred(potential, direction.view_as(leaf[:1]))
+        direction = _centred(potential, direction.view_as(leaf[:1]))
         (column,) = torch.autograd.grad((gradient * direction).sum(), leaf, retain_graph=True)
         total += (column * direction).sum(dim=(1, 2))
     return total
+
+
+def virials(
+    system: System, positions: Float[Tensor, "batch atoms dims"]
+) -> Float64[Tensor, "batch"]:
+    """-x·F over the degrees of freedom of each structure, in kT; one on average at the target."""
+    forces = _centred(system.potential, in_parts(system.potential.force, positions))
+    work = (_centred(system.potential, positions) * forces).sum(dim=(1, 2), dtype=torch.float64)
+    return -work / system.base.dof
 
 
 def chain_mean(values: Float64[Tensor, "chains rounds"]) -> Estimate:
@@ -169,6 +176,5 @@ def r_hat(values: Float64[Tensor, "chains rounds"]) -> float:
     return float(((n - 1) / n + between / within).sqrt())
 
 
-def centred(potential: Potential, vectors: Tensor) -> Tensor:
-    """Positions or forces without what the energy does not depend on."""
+def _centred(potential: Potential, vectors: Tensor) -> Tensor:
     return remove_mean(vectors) if potential.centered else vectors

@@ -19,16 +19,16 @@ from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsio
 from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_replicas
 from boltztilt.analysis.equilibration import (
     MOST_LAPLACIANS,
-    centred,
     chain_mean,
     drift,
     r_hat,
     slow_observables,
     temperature_check,
+    virials,
 )
 from boltztilt.analysis.reference import Reference
 from boltztilt.checkpoint import load_state, save_state
-from boltztilt.energy import CountedPotential, in_parts
+from boltztilt.energy import CountedPotential
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
@@ -233,12 +233,10 @@ def check_dynamics(
     flat = positions.flatten(0, 1)
     observables = molecular_observables(system, flat, energies.flatten())
     series = {name: values.reshape(energies.shape) for name, values in observables.items()}
-    forces = centred(system.potential, in_parts(system.potential.force, flat))
-    virials = -(centred(system.potential, flat) * forces).sum(dim=(1, 2), dtype=torch.float64)
     return {
         "energy": correlated_mean(energies),
         "energy_sd": float(energies.std()),
-        "virial": chain_mean(blocks(virials.reshape(energies.shape)) / system.base.dof),
+        "virial": chain_mean(blocks(virials(system, flat).reshape(energies.shape))),
         **temperature_check(
             system, blocks(positions[:, :: math.ceil(energies.numel() / MOST_LAPLACIANS)])
         ),

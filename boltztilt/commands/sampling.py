@@ -69,14 +69,14 @@ def sample(
       boltztilt sample lj55 -n 1000 --stochastic   better structures, no weights
       boltztilt sample runs/lj13 -n 200 -o trial.npz --seed 7
     """
-    path, *others = checked_output(name, output, force)
+    paths = checked_output(name, output, force)
     density = density and not stochastic
     if resample and not density:
         without = "--stochastic" if stochastic else "--no-density"
         raise ValueError(f"--resample draws by weight: it cannot be used with {without}")
     sampler = open_sampler(weights or name, device, system=name if weights else None)
     sampler.check(solver, stochastic, steps)
-    check_trajectory([path, *others], sampler.system)
+    check_trajectory(paths, sampler.system)
     sampler.compile = compile_field
     with console.counting_bar(f"sampling {sampler.system.name}", "structures", quiet) as progress:
         raw = sampler.sample(
@@ -91,7 +91,7 @@ def sample(
         )
     if density and raw.info["solver"] == "rk4":
         raw.info["integration_error"] = sampler.integration_error(raw, n=max(n // 20, 40))
-    write_ensemble(raw, path, resample, refine, seed, force)
+    write_ensemble(raw, paths[0], resample, refine, seed, force)
 
 
 def anneal(
@@ -132,12 +132,12 @@ def anneal(
       boltztilt anneal my_system.toml -n 200 --resample --refine 100
       boltztilt anneal lj13 -n 2000 --per-group 64 --steps 8   steadier weights
     """
-    path, *others = checked_output(name, output, force)
+    paths = checked_output(name, output, force)
     from boltztilt.systems.system import load_system
     from boltztilt.tilt.annealing import anneal as anneal_chains
 
     system = load_system(name)
-    check_trajectory([path, *others], system)
+    check_trajectory(paths, system)
     with console.counting_bar(f"annealing {system.name}", "structures", quiet) as progress:
         raw = anneal_chains(
             system,
@@ -150,7 +150,7 @@ def anneal(
             batch_size=batch_size,
             progress=progress,
         )
-    write_ensemble(raw, path, resample, refine, seed, force)
+    write_ensemble(raw, paths[0], resample, refine, seed, force)
 
 
 def write_ensemble(

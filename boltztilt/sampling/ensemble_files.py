@@ -18,26 +18,22 @@ SUFFIXES = (".npz", ".dcd", ".xtc", ".pdb")
 PER_STRUCTURE = ("log_density", "path_log_weights", "groups")  # each None or (batch,)
 
 
-def output_paths(path: str | Path) -> list[Path]:
-    """The paths that saving to `path` writes."""
+def check_output(path: str | Path, overwrite: bool = False) -> list[Path]:
+    """The paths that saving to `path` writes, after checking that each can be written."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"cannot write {path}: its suffix must be one of {', '.join(SUFFIXES)}")
     others = [path.with_suffix(suffix) for suffix in (".pdb", ".npz", ".report.json")]
     if path.suffix == ".npz":
         others = others[1:]
-    return list(dict.fromkeys([path, *others]))
-
-
-def check_output(path: str | Path, overwrite: bool = False) -> list[Path]:
-    """The paths that saving to `path` writes, after checking that each can be written."""
-    return [check_writable(each, overwrite) for each in output_paths(path)]
+    paths = list(dict.fromkeys([path, *others]))
+    return [check_writable(each, overwrite) for each in paths]
 
 
 def write_ensemble(ensemble: Ensemble, path: str | Path, overwrite: bool) -> list[Path]:
     """The paths of the files of `Ensemble.save`, the numbers and the report written first."""
-    ensemble.system.refuse_own_files(output_paths(path))
     paths = check_output(path, overwrite)
+    ensemble.system.refuse_own_files(paths)
     trajectory, numbers = paths[0], paths[0].with_suffix(".npz")
     _write_numbers(ensemble, numbers)
     write_report(trajectory.with_suffix(".report.json"), ensemble.report())
