@@ -1,5 +1,6 @@
 """What the folder of a training run holds, and when training may write there."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 STATE = Path("checkpoint", "state.pt")
@@ -25,6 +26,18 @@ def refuse_run_files(folder: Path) -> None:
             f"{folder} already holds {', '.join(found)}, but no state to resume from: choose "
             "another folder, or replace them with --force (overwrite=True in Python)"
         )
+
+
+def refuse_other_copies(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Raises FileExistsError where copies of a system's files would replace other files."""
+    for name, content in contents.items():
+        path = folder / name
+        if path.exists() and path.read_bytes() != content:
+            raise FileExistsError(
+                f"{path} exists and differs from the file of the system that a run keeps under "
+                "that name: choose another folder, or replace it with --force (overwrite=True in "
+                "Python)"
+            )
 
 
 def holds_run(folder: Path) -> bool:

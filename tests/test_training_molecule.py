@@ -137,6 +137,18 @@ def test_files_outside_the_folder_of_the_system_are_refused(molecule_file, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_foreign_file_with_the_name_of_the_systems_is_not_replaced(molecule_file, tmp_path):
+    foreign = tmp_path / "run" / "structures" / "mine.pdb"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"mine\.pdb exists and differs .* another folder"):
+        train(molecule_file, out=tmp_path / "run", max_minutes=0.0, **TINY)
+    assert foreign.read_text() == "mine"
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+    train(molecule_file, out=tmp_path / "run", max_minutes=0.0, overwrite=True, **TINY)
+    assert foreign.read_bytes() == (tmp_path / "structures" / "mine.pdb").read_bytes()
+
+
 def test_a_resumed_run_compiles_its_energies_when_it_would_have(molecule_file, tmp_path):
     """Compiled energies differ by rounding: their number decides, not the process."""
     system = load_system(molecule_file)

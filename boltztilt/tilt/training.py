@@ -17,7 +17,7 @@ from typing import Any
 
 from boltztilt.checkpoint import load_state
 from boltztilt.files import atomic_path
-from boltztilt.run_folder import KEPT_SYSTEM, refuse_run_files
+from boltztilt.run_folder import KEPT_SYSTEM, refuse_other_copies, refuse_run_files
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.sampling.weights_files import with_kept_name
 from boltztilt.systems.system import System, load_system
@@ -65,7 +65,8 @@ def train(
     Raises:
         ValueError, TypeError: unknown or impossible settings, a damaged checkpoint, or a run of
             another system that is to be resumed.
-        FileExistsError: `out` holds a run that is neither to be resumed nor to be overwritten.
+        FileExistsError: `out` holds a run that is neither to be resumed nor to be overwritten, or
+            another file of the name of one that describes the system.
         KeyboardInterrupt: after SIGINT, once a checkpoint is written.
     """
     system = load_system(system)
@@ -75,7 +76,7 @@ def train(
     if resume:
         run = _resumed(system, folder, overrides, device)
     else:
-        run = _started(system, folder, seed, overrides, device, stochastic)
+        run = _started(system, folder, seed, overrides, device, stochastic, overwrite)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     with _interruption() as interrupted:
         while not run.finished:
@@ -118,10 +119,13 @@ def _started(
     overrides: dict[str, Any],
     device: str,
     stochastic: bool,
+    overwrite: bool,
 ) -> TrainingRun:
     """A new run, whose recipe and system are kept in the folder."""
     copies = {} if folder is None else _files_to_keep(system)
     contents = {copy: file.read_bytes() for file, copy in copies.items()}
+    if folder is not None and not overwrite:
+        refuse_other_copies(folder, contents)
     changes = (STOCHASTIC, overrides) if stochastic else (overrides,)
     recipe = Recipe.from_mapping(merged(system.recipe, *changes))
     run = TrainingRun(system, recipe, seed, device)
