@@ -56,14 +56,23 @@ def test_commands_are_understood(words):
     assert all(word in known for word in rest if word.startswith("-"))
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_linked_files_exist(page):
+    path = ROOT / page
+    links = re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8"))
     assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
+    missing = [link for link in links if not (path.parent / link).exists()]
     assert not missing
 
 
-def test_benchmarks_named_in_the_readme_exist():
-    scripts = set(re.findall(r"benchmarks/\w+\.py", README))
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_benchmarks_that_are_named_exist(page):
+    scripts = set(re.findall(r"benchmarks/\w+\.py", (ROOT / page).read_text(encoding="utf-8")))
     assert scripts
     assert all((ROOT / script).exists() for script in scripts)
+
+
+def test_every_benchmark_is_listed():
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\w+\.py)`", page)) == scripts
