@@ -88,13 +88,13 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     n_reference = min(options.n, len(reference))
     at_reference = log_weights_at(sampler, reference, n_reference)
     return {
-        "ess": ensemble.ess,
-        "elbo": ensemble.elbo.value,
+        "ess": ensemble.ess if ensemble.any_weight else 0.0,
+        "elbo": ensemble.elbo.value if ensemble.any_weight else -math.inf,
         "eubo": eubo(*at_reference).value,
         "w2_raw": energy_wasserstein(ensemble.energies, reference.energies),
-        "w2_reweighted": energy_wasserstein(
-            ensemble.energies, reference.energies, ensemble.weights
-        ),
+        "w2_reweighted": energy_wasserstein(ensemble.energies, reference.energies, ensemble.weights)
+        if ensemble.any_weight
+        else math.inf,
     }
 
 

@@ -40,7 +40,8 @@ def print_sampler(report: dict[str, Any]) -> None:
 
 def print_distances(report: dict[str, Any]) -> None:
     """Distances beside their noise floors."""
-    for key in ("energy_w1", "energy_w2", "pair_distance_w1", "geometric_w2"):
+    names = ("energy_w1", "energy_w2", "pair_distance_w1", "geometric_w2")
+    for key in filter(report.__contains__, names):
         distances = report[key]
         floor = distances.get("floor_effective", distances["floor"])
         comment = (
@@ -84,6 +85,8 @@ def main() -> None:
         reference = make_reference(system, n_samples=5 * options.n, seed=options.seed + 1000)
     annealed = anneal(system, options.chains, seed=options.seed + 2000).log_z
     report = evaluate(sampler, reference, options.n, options.seed)
+    if "log_z" not in report:
+        parser.exit(1, f"none of {options.n} structures has a weight: train longer\n")
     row("energy", "", system.convention)
     row("energy calls, sampling", f"{report['n_energy']:,}")
     row("time, sampling", f"{report['wall_time']:.1f} s")

@@ -157,9 +157,12 @@ def mean_energy(run: Drawn) -> float:
 
 
 def distance(run: Drawn, reference: Reference, n_structures: int) -> float:
-    """W1 of pair distances, from evenly spaced structures where chains left too many."""
-    stride = 1 if run.weights is not None else -(-len(run.positions) // n_structures)
-    return pair_distance_wasserstein(run.positions[::stride], reference.positions, run.weights)
+    """W1 of pair distances, from structures drawn at random where chains left too many."""
+    positions = run.positions
+    if run.weights is None:  # evenly spaced ones could be those of a few chains
+        order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+        positions = positions[order[:n_structures]]
+    return pair_distance_wasserstein(positions, reference.positions, run.weights)
 
 
 def crossing(results: list[Result], target: float, error: Callable[[Result], float]) -> str:

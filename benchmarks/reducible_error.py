@@ -29,6 +29,7 @@ from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.estimate import weighted_mean
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.sampler import Sampler
+from boltztilt.sampling.solvers import starts_at_rest
 
 TRAJECTORIES, LEAPFROG = 120, 12
 
@@ -96,6 +97,11 @@ def main() -> None:
     options = begin(parser)
     for target in options.samplers:
         sampler = Sampler.load(target)
+        if not starts_at_rest(sampler.metadata) or sampler.system.base_kind != "isotropic":
+            parser.error(
+                f"{target}: only a field of independent pairs from an isotropic base, trained by "
+                "matching alone, is a conditional mean of x1 given x_t"
+            )
         reference = Reference.load(options.reference, sampler.system)
         ends = reference.positions[-options.n :].float()
         for ratio in options.ratios:

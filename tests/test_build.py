@@ -1,6 +1,7 @@
 """Networks from the [network] table of a recipe, and the combinations that are refused."""
 
 import pytest
+import torch
 
 from boltztilt.networks.build import build_network, with_defaults
 from boltztilt.networks.egnn import EGNN
@@ -83,3 +84,21 @@ def test_only_networks_for_different_atoms_tell_them_apart():
     assert field.kinds.of_pair.tolist() == [1, 0, 1]
     assert build_network({"kind": "local_density"}, system()).kinds is None
     assert isinstance(build_network({"kind": "egnn"}, mixed), EGNN)
+
+
+def test_networks_are_in_single_precision_whatever_the_default():
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        network = build_network({"n_hidden": 4}, system())
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(usual)
+    assert {each.dtype for each in network.parameters()} == {torch.float32}
+    times, positions = torch.tensor([0.3]), torch.randn(1, 3, 3)
+    expected = build_network({"n_hidden": 4}, system())
+    expected.load_state_dict(network.state_dict())
+    torch.testing.assert_close(
+        network.velocity_and_divergence(times, positions),
+        expected.velocity_and_divergence(times, positions),
+    )

@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 from springs import importance_sample
 
+from boltztilt.sampling.ensemble import Ensemble
+
 
 def test_cautions_name_weights_and_groups_that_rest_on_too_little():
     ensemble = importance_sample(1000, 0)
@@ -30,3 +32,17 @@ def test_a_heavy_tail_of_the_weights_is_a_caution(generator):
     (caution,) = heavy.cautions
     assert caution.startswith("the weights have a heavy tail (Pareto k = ")
     assert "pareto_k" not in replace(heavy, groups=torch.arange(1000) // 10).report()
+
+
+def test_other_stereoisomers_that_the_energy_allows_are_a_caution(aldp):
+    """As with force fields that tell hands apart by a few kT: structures are not reflected."""
+    frames = aldp.molecule.structure.repeat(10, 1, 1)
+    frames[3] *= -1
+    ensemble = Ensemble(frames, torch.zeros(10), None, aldp)
+    (caution,) = ensemble.cautions
+    assert caution.startswith("10.0% of the ensemble are other stereoisomers")
+    assert replace(ensemble, positions=frames[[0] * 10]).cautions == []
+    light = torch.zeros(10)
+    light[3] = 20.0
+    weighted = replace(ensemble, log_density=light)
+    assert not [words for words in weighted.cautions if "stereoisomers" in words]

@@ -153,6 +153,8 @@ def test_joining_shards_concatenates_and_adds_costs():
         Ensemble.join([shards[0], importance_sample(10, 3, with_density=False)])
     with pytest.raises(ValueError, match="no ensembles"):
         Ensemble.join([])
+    with pytest.raises(ValueError, match=r"same seed 2: .* a seed of its own"):
+        Ensemble.join([joined, importance_sample(50, 2)])
 
 
 def test_errors_over_groups_are_honest_where_errors_over_structures_are_not():
@@ -247,7 +249,9 @@ def test_joined_ensembles_of_one_hand_are_those_of_one_hand(aldp, tmp_path):
     ]
     one_handed = [part.unmirrored() for part in parts]
     one_handed[1].save(tmp_path / "part.npz")
-    joined = Ensemble.join([one_handed[0], Ensemble.load(tmp_path / "part.npz")])
+    loaded = Ensemble.load(tmp_path / "part.npz")
+    assert loaded.info["mirrored"] == one_handed[1].info["mirrored"]
+    joined = Ensemble.join([one_handed[0], loaded])
     assert joined.unmirrored() is joined
     share, (first, second) = joined.info["mirrored"], (each.info["mirrored"] for each in one_handed)
     assert share.value == pytest.approx(2 / 6)

@@ -98,3 +98,23 @@ def test_energies_without_a_graph_are_checked_by_their_forces(generator):
     assert "configurational_temperature" not in checks
     assert abs(z_score(checks["virial"], 1.0)) < 4
     assert failed_checks(checks) == []
+
+
+def test_chains_that_stay_in_wells_of_an_external_field_are_seen():
+    """Energies and sizes are the same in both wells, and only the centre of mass tells."""
+    wells = CallablePotential(
+        lambda x: 0.5 * ((x.mean(1)[:, 0].abs() - 4).square() + x.square().sum((1, 2))),
+        n_atoms=2,
+        centered=False,
+    )
+    system = System("wells", wells)
+    generator = torch.Generator().manual_seed(1)
+    positions = 0.7 * torch.randn(100, 10, 2, 3, generator=generator)
+    energies = wells.energy(positions.flatten(0, 1)).double().reshape(100, 10)
+    mixed = check_equilibration(system, positions, energies)["r_hat"]
+    assert all(value < 1.1 for value in mixed.values())
+    positions[:50, ..., 0] += 4
+    positions[50:, ..., 0] -= 4
+    stuck = check_equilibration(system, positions, energies)["r_hat"]
+    assert stuck["centre_1"] > 2
+    assert max(stuck["centre_2"], stuck["radius_of_gyration"]) < 1.1

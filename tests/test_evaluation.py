@@ -10,7 +10,7 @@ import torch
 from boltztilt.analysis import metrics, plots
 from boltztilt.analysis.comparison import NoiseFloors, compare, compare_molecules
 from boltztilt.analysis.evaluation import comparison_figures, evaluate
-from boltztilt.analysis.reference import Reference
+from boltztilt.analysis.reference import Reference, make_reference
 from boltztilt.console import report_rows, sample_rows
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.base import Gaussian
@@ -312,3 +312,17 @@ def test_a_single_particle_has_no_pair_distances():
     assert "energy_w2" in compared
     assert "pair_distance_w1" not in compared
     assert list(comparison_figures(ensemble, reference, compared)) == ["energy"]
+
+
+def test_systems_in_an_external_field_are_compared_where_they_are():
+    """Shapes laid over each other, and pair distances, do not see that all atoms are moved."""
+    system = System("well", Harmonic(3, stiffness=4.0, centered=False))
+    reference = make_reference(system, 400, seed=1, n_chains=100, n_between=10)
+    ensemble = Ensemble(
+        reference.positions + torch.tensor([5.0, 0, 0]), reference.energies, None, system
+    )
+    compared = compare(ensemble, reference)
+    assert "geometric_w2" not in compared
+    assert compared["centre_w1"]["axis_1"]["raw"] == pytest.approx(5.0)
+    assert compared["centre_w1"]["axis_2"]["raw"] == pytest.approx(0.0, abs=1e-6)
+    assert 0 < compared["centre_w1"]["axis_1"]["floor"].value < 0.1

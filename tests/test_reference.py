@@ -137,3 +137,25 @@ def test_dw4_reference_mixes_between_its_modes():
     occupancy = short_pair_occupancy(reference.positions)
     for count, fraction in {2: 0.515, 3: 0.034, 4: 0.410, 5: 0.039}.items():
         assert abs(occupancy[count].value - fraction) < 4 * occupancy[count].error
+
+
+def test_samples_without_an_energy_are_refused(well, tmp_path):
+    positions = well.positions.clone()
+    positions[3] = math.nan
+    np.savez(tmp_path / "nan.npz", positions=positions.numpy(), energies=well.energies.numpy())
+    with pytest.raises(ValueError, match="1 of 2000 structures have no finite energy by well"):
+        Reference.load(tmp_path / "nan.npz", WELL)
+    energies = well.energies.clone()
+    energies[5] = math.inf
+    np.savez(tmp_path / "inf.npz", positions=well.positions.numpy(), energies=energies.numpy())
+    with pytest.raises(ValueError, match="1 of 2000 energies differ from well's"):
+        Reference.load(tmp_path / "inf.npz", WELL)
+
+
+def test_samples_of_a_handed_molecule_are_given_in_one_hand(aldp, tmp_path):
+    frames = aldp.molecule.structure.repeat(4, 1, 1)
+    frames[1::2] *= -1
+    np.savez(tmp_path / "both.npz", positions=frames.numpy())
+    loaded = Reference.load(tmp_path / "both.npz", aldp)
+    assert torch.equal(loaded.positions, frames.abs() * frames[:1].sign())
+    torch.testing.assert_close(loaded.energies, aldp.potential.energy(frames).double())

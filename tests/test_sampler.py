@@ -9,6 +9,7 @@ from wells import NETWORK, exact_sampler, rough_sampler, well
 from boltztilt.networks.build import build_network
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import LennardJones
+from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.sampling.solvers import (
     DEFAULT_STEPS,
@@ -209,6 +210,13 @@ def test_integration_error_is_the_change_on_halving_the_step():
     assert sampler.integration_error(coarse) == pytest.approx(expected, rel=1e-2)
 
 
+def test_integration_error_needs_one_seed():
+    sampler = rough_sampler(well())
+    joined = Ensemble.join([sampler.sample(20, seed=seed) for seed in (1, 2)])
+    with pytest.raises(ValueError, match=r"this ensemble tells \[1, 2\]"):
+        sampler.integration_error(joined)
+
+
 @pytest.mark.parametrize("n", [0, -5])
 def test_samples_that_are_none_are_refused(n):
     with pytest.raises(ValueError, match="sample at least 1"):
@@ -230,12 +238,16 @@ def test_flow_without_steps_is_refused():
 def test_weights_carry_over_to_another_number_of_atoms():
     """Densities stay exact: the inverse flow finds them again, with and without a cutoff."""
     small = Sampler.load("lj13")
+    small.compile = False
+    small.metadata["pace"] = [0.0, 0.6, 1.0]
     large = small.transferred(System(potential=LennardJones(19), name="lj19"), cutoff=30.0)
     ensemble = large.sample(4, seed=1, n_steps=40)
     assert ensemble.positions.shape == (4, 19, 3)
     again = small.transferred(large.system).log_density(ensemble.positions, n_steps=40)
     torch.testing.assert_close(again, ensemble.log_density, atol=0.3, rtol=0)
     assert large.metadata["transferred_from"] == "lj13"
+    assert "pace" not in large.metadata  # measured for the other system
+    assert large.compile is False
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -273,3 +285,24 @@ def test_mirror_images_of_a_molecule_are_not_drawn_and_have_no_density():
     torch.testing.assert_close(one_hand, expected, rtol=0, atol=0.02)
     torch.testing.assert_close(drawn.log_density, expected, rtol=0, atol=0.02)
     assert (sampler.log_density(-drawn.positions, n_steps=10) == -math.inf).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 4, 2)])
+def test_structures_of_another_shape_have_no_density(shape):
+    sampler = rough_sampler(well())
+    with pytest.raises(ValueError, match=r"needs \(batch, 4, 3\)"):
+        sampler.log_density(torch.randn(shape))
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_batches_of_nothing_are_refused(size):
+    sampler = rough_sampler(well())
+    with pytest.raises(ValueError, match=f"batch_size is {size}"):
+        sampler.sample(4, batch_size=size)
+    with pytest.raises(ValueError, match=f"batch_size is {size}"):
+        sampler.sample(4).refine(3, batch_size=size)
+
+
+def test_no_structures_have_no_densities():
+    sampler = mapped_sampler()
+    assert sampler.log_density(torch.zeros(0, 4, 3), n_steps=4, solver="rk4").shape == (0,)

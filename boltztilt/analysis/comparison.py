@@ -29,8 +29,9 @@ def compare(
     `floor` is the distance of as many reference structures as the ensemble has to the whole
     reference, both drawn anew, the reference in whole chains; `floor_effective` that of as many as
     the weights are worth, the best that reweighting can reach. Ensembles without weights are
-    compared as they are. Molecules are compared in their conformations as well. Floors that another
-    comparison with the same reference has measured can be given.
+    compared as they are. Molecules are compared in their conformations as well, systems in external
+    fields in their centre of mass by axis, and not in shapes that are laid over each other. Floors
+    that another comparison with the same reference has measured can be given.
     """
     floors = floors or NoiseFloors(seed, reference.groups)
     limit = reference.energies.quantile(TAIL)
@@ -49,7 +50,10 @@ def compare(
     }
     if ensemble.system.n_atoms > 1:
         compared["pair_distance_w1"] = _pair_distances(ensemble, reference, floors)
-        compared["geometric_w2"] = _geometric_distances(ensemble, reference, seed)
+        if ensemble.system.potential.centered:
+            compared["geometric_w2"] = _geometric_distances(ensemble, reference, seed)
+    if not ensemble.system.potential.centered:
+        compared["centre_w1"] = _centre_distances(ensemble, reference, floors)
     if isinstance(ensemble.system.potential, DoubleWell):
         compared["short_pair_occupancy"] = _occupancies(ensemble, reference)
     if ensemble.system.molecule is not None:
@@ -153,6 +157,21 @@ def _pair_distances(
         **_by_view(ensemble, partial(distance, ensemble.positions, reference.positions)),
         **floors.beside("pair distances", distance, reference.positions, ensemble, n_repeats=4),
     }
+
+
+def _centre_distances(
+    ensemble: Ensemble, reference: Reference, floors: NoiseFloors
+) -> dict[str, dict[str, Any]]:
+    """W1 of the centre of the atoms, by axis."""
+    distance = partial(metrics.energy_wasserstein, order=1)
+    compared = {}
+    for axis in range(ensemble.system.n_dims):
+        ours, theirs = (each.positions.mean(1)[:, axis] for each in (ensemble, reference))
+        compared[f"axis_{axis + 1}"] = {
+            **_by_view(ensemble, partial(distance, ours, theirs)),
+            **floors.beside(f"centre on axis {axis + 1}", distance, theirs, ensemble),
+        }
+    return compared
 
 
 def _geometric_distances(ensemble: Ensemble, reference: Reference, seed: int) -> dict[str, float]:

@@ -85,9 +85,13 @@ def slow_observables(
     positions: Float[Tensor, "batch atoms dims"],
     energies: Float64[Tensor, "batch"],
 ) -> Mapping[str, Float64[Tensor, "batch"]]:
-    """What chains forget last: energy, size, and for a double well the number of short pairs."""
+    """What chains forget last: energy and size, in an external field also where the centre of mass
+    is, and for a double well the number of short pairs."""
     squares = remove_mean(positions).double().square().sum(dim=2)
     observables = {"energy": energies, "radius_of_gyration": squares.mean(dim=1).sqrt()}
+    if not system.potential.centered:
+        centres = positions.double().mean(dim=1).unbind(dim=1)
+        observables |= {f"centre_{axis}": centre for axis, centre in enumerate(centres, 1)}
     if isinstance(system.potential, DoubleWell):
         observables["short_pairs"] = short_pairs(positions, system.potential.centre).double()
     return observables

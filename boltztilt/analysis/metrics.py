@@ -67,6 +67,9 @@ def energy_wasserstein(
 
     W_p = (∫ |F⁻¹(u) - G⁻¹(u)|^p du)^(1/p), exact for weighted samples. Infinite where a value of
     positive weight is.
+
+    Raises:
+        ValueError: no value has a positive weight.
     """
     first, first_levels = _quantiles(first, first_weights)
     second, second_levels = _quantiles(second, second_weights)
@@ -262,6 +265,8 @@ def _quantiles(values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     values = values.double()
     weights = torch.ones_like(values) if weights is None else weights.double()
     values, weights = values[weights > 0], weights[weights > 0]
+    if not len(values):
+        raise ValueError("no value of positive weight given; a distance needs some on both sides")
     values, order = values.sort()
     levels = weights[order].cumsum(0)
     return values, levels / levels[-1]

@@ -298,7 +298,7 @@ def temper(
     }
     info = {
         "tempering_seed": seed,
-        "tempering_rounds": n_rounds,
+        "tempering_rounds": done + OBSERVED_EVERY,
         "tempering_ladders": N_LADDERS,
         "tempering_hottest": HOTTEST * molecule_source.temperature,
         "tempering_exchanged": float(torch.tensor(exchanged).mean(dim=0).min()),

@@ -45,6 +45,9 @@ class Reference:
         info: how they were made.
         groups: the number of the chain that each sample belongs to, `(batch,)`; errors are those
             over chains. None: all samples are independent.
+
+    Where the energy of a molecule does not tell mirror images apart, samples are reflected into the
+    handedness of its own structure, as those of samplers are.
     """
 
     positions: Tensor
@@ -53,6 +56,11 @@ class Reference:
     checks: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.system.one_handed:
+            assert self.system.molecule is not None
+            self.positions, _ = self.system.molecule.unmirrored(self.positions)
 
     def __len__(self) -> int:
         return len(self.energies)
@@ -110,6 +118,11 @@ class Reference:
                 f"(batch, {system.n_atoms}, {system.n_dims})"
             )
         energies = in_parts(system.potential.energy, positions).double()
+        if unknown := int((~torch.isfinite(energies)).sum()):
+            raise ValueError(
+                f"{path}: {unknown} of {len(energies)} structures have no finite energy by "
+                f"{system.name}; leave them out, reference samples are structures of the target"
+            )
         if "energies" in arrays:
             _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
@@ -259,9 +272,7 @@ def _restored(check: Any) -> Any:
     if not isinstance(check, dict):
         return math.inf if check is None else check
     if set(check) == {"value", "error"}:
-        return Estimate(
-            **{name: math.nan if entry is None else entry for name, entry in check.items()}
-        )
+        return Estimate.read(check)
     return {name: _restored(entry) for name, entry in check.items()}
 
 
@@ -282,7 +293,7 @@ def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system
             f"expected ({len(computed)},)"
         )
     tolerance = 1e-3 * computed.abs().clamp(min=10.0)
-    differing = int(((stored - computed).abs() > tolerance).sum())
+    differing = int((~((stored - computed).abs() <= tolerance)).sum())
     if differing:
         raise ValueError(
             f"{path}: {differing} of {len(computed)} energies differ from {system.name}'s; the "

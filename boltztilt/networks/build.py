@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,14 +39,26 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
         raise ValueError(f"[network] kind = {kind!r} is unknown; choose one of {known}")
     _check_symmetries(kind, system)
     try:
-        if kind == "perceptron":
-            centered = system.potential.centered
-            return Perceptron(system.n_atoms, system.n_dims, centered=centered, **arguments)
-        if kind == "egnn":
-            return EGNN(system.species, **arguments)
-        return CLASSES[kind](**arguments, pairing=pairing_of(system))
+        with _single_precision():
+            if kind == "perceptron":
+                centered = system.potential.centered
+                return Perceptron(system.n_atoms, system.n_dims, centered=centered, **arguments)
+            if kind == "egnn":
+                return EGNN(system.species, **arguments)
+            return CLASSES[kind](**arguments, pairing=pairing_of(system))
     except TypeError as error:
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """New tensors are float32, whatever another package has made torch's default."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class UnrolledField(nn.Module):
         step = step or jacobian_step
         centred = remove_mean(positions)
         velocity = torch.zeros_like(centred)
-        n_coordinates = centred[0].numel()
+        n_coordinates = centred.shape[1:].numel()
         jacobian = centred.new_zeros(len(centred), n_coordinates, n_coordinates)
         for layer, pull, share in self.acting_layers(times):
             following, its_jacobian = step(layer, times, pull, centred, velocity, jacobian)

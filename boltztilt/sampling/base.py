@@ -27,7 +27,7 @@ class Gaussian:
     centered: bool = True
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
+        if not 0 < self.std < math.inf:
             raise ValueError(f"base std is {self.std}; it must be a positive length")
         if self.centered and self.n_atoms < 2:
             raise ValueError("a centred Gaussian needs at least 2 atoms; pass centered=False")

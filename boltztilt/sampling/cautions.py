@@ -13,9 +13,17 @@ FEW = 10
 LARGEST_PARETO_K = 0.7
 """With heavier tails of the weights averages do not settle at any practical number."""
 
+LEAST_SHARE = 0.001
+"""Of the weight. Fewer stereoisomers are not told of."""
+
 
 def cautions(ensemble: Ensemble) -> list[str]:
-    """Why weighted averages and their errors may not be trusted; empty where they may."""
+    """Why averages and their errors may not be trusted; empty where they may."""
+    return [*_of_weights(ensemble), *_of_stereoisomers(ensemble)]
+
+
+def _of_weights(ensemble: Ensemble) -> list[str]:
+    """What makes weights, or errors over groups, worth little."""
     if not ensemble.has_weights:
         return []
     if not ensemble.any_weight:
@@ -38,3 +46,20 @@ def cautions(ensemble: Ensemble) -> list[str]:
             "structures, or fewer to a group"
         )
     return found
+
+
+def _of_stereoisomers(ensemble: Ensemble) -> list[str]:
+    """Structures of another molecule than the one whose structure was given."""
+    molecule = ensemble.system.molecule
+    if molecule is None:
+        return []
+    inverted = molecule.inverted_centres(ensemble.positions).any(dim=1).double()
+    weights = ensemble.weights if ensemble.any_weight else None
+    share = float(inverted.mean() if weights is None else inverted @ weights)
+    if share < LEAST_SHARE:
+        return []
+    return [
+        f"{share:.1%} of the ensemble are other stereoisomers than the structure of the molecule, "
+        "which the energy allows as well: averages count them; "
+        "`analysis.conformations.intact` tells which structures these are"
+    ]

@@ -355,11 +355,14 @@ class Ensemble:
                 )
             system = load_system(name)
         kept = {name: torch.as_tensor(arrays[name]) for name in PER_STRUCTURE if name in arrays}
+        info = json.loads(str(arrays["info"]))
+        if "mirrored" in info:
+            info["mirrored"] = Estimate.read(info["mirrored"])
         return cls(
             torch.as_tensor(arrays["positions"]),
             torch.as_tensor(arrays["energies"]),
             kept.pop("log_density", None),
             system,
-            json.loads(str(arrays["info"])),
+            info,
             **kept,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import scipy.stats
@@ -27,6 +27,12 @@ class Estimate(NamedTuple):
 
     value: float
     error: float
+
+    @classmethod
+    def read(cls, entry: Mapping[str, float | None]) -> Estimate:
+        """The estimate that a file keeps by name, with null for what was not finite."""
+        known = {name: math.nan if number is None else number for name, number in entry.items()}
+        return cls(**known)
 
     def __str__(self) -> str:
         """The value rounded where its error begins, such as `-43.06 ± 0.05`."""

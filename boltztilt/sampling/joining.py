@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +30,19 @@ def numbered_apart(groups: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def joined_info(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Settings that all share, sums of costs, the list of seeds, and the share of mirror images."""
+    """Settings that all share, sums of costs, the list of seeds, and the share of mirror images.
+
+    Raises:
+        ValueError: two ensembles were drawn with the same seed, so that one holds copies of the
+            structures of the other, or they are in different hands of a molecule.
+    """
+    seeds = [seed for info in infos for seed in _seeds(info)]
+    if repeated := {seed for seed in seeds if seeds.count(seed) > 1}:
+        raise ValueError(
+            f"cannot join ensembles drawn with the same seed {min(repeated)}: their structures are "
+            "the same or depend on each other, and errors would be too small; draw each with a "
+            "seed of its own"
+        )
     joined = {
         key: value for key, value in infos[0].items() if all(i.get(key) == value for i in infos)
     }
@@ -45,15 +56,20 @@ def joined_info(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[s
     return joined
 
 
+def _seeds(info: dict[str, Any]) -> list[int]:
+    """The seeds of an ensemble, or of the parts that it was joined from."""
+    seed = info.get("seed")
+    seeds = seed if isinstance(seed, list) else [seed]
+    return [each for each in seeds if isinstance(each, int)]
+
+
 def _joined_share(shares: Sequence[Any], sizes: Sequence[int]) -> Estimate:
-    """A share of all structures from those of the parts, which files keep as value and error."""
+    """A share of all structures from those of the parts."""
     if any(share is None for share in shares):
         raise ValueError(
             "cannot join ensembles in one hand of a molecule with others in both: take the "
             "`unmirrored()` of each first"
         )
-    parts = [share.values() if isinstance(share, dict) else share for share in shares]
-    known = [[math.nan if number is None else number for number in part] for part in parts]
-    values, errors = torch.tensor(known, dtype=torch.float64).T
+    values, errors = torch.tensor(shares, dtype=torch.float64).T
     of_all = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     return Estimate(float(of_all @ values), float((of_all * errors).square().sum().sqrt()))

@@ -50,8 +50,9 @@ MOST_ITERATIONS = 20
 LARGEST_MOVE = 0.1
 """Newton's method moves no coordinate by more at once, in units of the field's length."""
 
-SMALL_MOVE = 1e-4
-"""Newton's method stops at moves of every coordinate below this one, in the same units."""
+SMALL_MOVE, SMALLEST_MOVE = 1e-4, 1e-5
+"""A path is found where Newton's method moves no coordinate by more than the first, in the same
+units; it stops where none moves by more than the second, or a step after all have been found."""
 
 VelocityAndJacobian = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Velocity and its derivatives `(batch, coordinates, coordinates)` at times `(batch,)` and
@@ -177,6 +178,7 @@ def multistep_origin(
     centring = centring_matrix(ends)
     path = _flow_backwards(field.velocity, ends, times)
     change = torch.full((len(ends),), math.nan, dtype=torch.float64, device=ends.device)
+    all_found = False
     for _ in range(MOST_ITERATIONS):
         velocities, rates_of_tangents = list[Tensor](), list[Tensor]()
         no_miss = torch.zeros_like(path[0]).flatten(1).unsqueeze(-1)
@@ -203,8 +205,9 @@ def multistep_origin(
         found = largest < SMALL_MOVE * field.length
         determinant = _log_determinant(tangents[-1][..., :-1], centring)
         change = torch.where(found & determinant.isfinite(), -determinant, change)
-        if found.all():
+        if bool((largest < SMALLEST_MOVE * field.length).all()) or (all_found and found.all()):
             break
+        all_found = bool(found.all())
     return FlowResult(path[0], change)
 
 

@@ -61,6 +61,8 @@ def refined(
     goes on from that of the one before. `n_before` steps of earlier refinements have used up random
     numbers of the same seed.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1")
     potential = CountedPotential(system.potential)
     generator = generator_apart(seed, n_before)
     step_size = first_step(system) if step_size is None else step_size

@@ -92,7 +92,8 @@ class Sampler:
                 of `default_steps`. With `stochastic` the rounds of noise, by default
                 `STOCHASTIC_ROUNDS`.
             batch_size: structures integrated at once, by default as many as a processor's caches
-                or half of the free GPU memory hold; changes results by rounding only.
+                or half of the free GPU memory hold; changes results by rounding only, but for
+                "dopri5", whose steps suit a whole batch.
             with_density: compute the exact log-density, hence weights and ESS.
             solver: "rk4" or "dopri5" follow the flow, with densities up to their error; the map
                 of "multistep" has an exact density of its own, for fields that have a Jacobian.
@@ -149,7 +150,16 @@ class Sampler:
         That is the law of `sample` with the same solver and steps: where molecules are given in one
         handedness, -inf for others. NaN, with a warning, where no origin under the map of the
         multistep solver is found, or only one beyond a fold of it.
+
+        Raises:
+            ValueError: positions of another shape, or a solver that cannot be used.
         """
+        expected = (self.system.n_atoms, self.system.n_dims)
+        if tuple(positions.shape[1:]) != expected:
+            raise ValueError(
+                f"positions of shape {tuple(positions.shape)} given; {self.system.name} needs "
+                f"(batch, {expected[0]}, {expected[1]})"
+            )
         positions = positions.to(torch.float32)
         if self.system.base.centered:
             positions = remove_mean(positions)
@@ -183,12 +193,17 @@ class Sampler:
         overlapping atoms, whose huge energy changes with every digit, weighs nothing.
 
         Raises:
-            ValueError: the ensemble was drawn by another solver; the density of a multistep map has
-                no such error.
+            ValueError: the ensemble was drawn by another solver, since the density of a multistep
+                map has no such error, or it was not drawn at once from one seed.
         """
-        solver = ensemble.info.get("solver", "rk4")
+        solver, seed = ensemble.info.get("solver", "rk4"), ensemble.info.get("seed")
         if solver != "rk4":
             raise ValueError(f"errors of integration are those of solver 'rk4', not {solver!r}")
+        if not isinstance(seed, int):
+            raise ValueError(
+                f"structures of one seed can be drawn again, this ensemble tells {seed!r}: give "
+                "one as `sample` returns it"
+            )
         steps = n_steps or ensemble.info.get("n_steps") or default_steps("rk4", True, self._paced)
         n = min(n, len(ensemble))
         finer = self._same_start(ensemble, n, 2 * steps)
@@ -244,7 +259,13 @@ class Sampler:
             return self._ensemble(starts, *end).log_weights
 
         pace = measured_pace(carry, log_weights, starts, progress).tolist()
-        return Sampler(self.system, self.field, {**self.metadata, "pace": pace})
+        return self._like(self.system, self.field, {**self.metadata, "pace": pace})
+
+    def _like(self, system: System, field: nn.Module, metadata: dict[str, Any]) -> Sampler:
+        """Another sampler, compiled as this one is."""
+        other = Sampler(system, field, metadata)
+        other.compile = self.compile
+        return other
 
     def _transport(
         self,
@@ -266,7 +287,7 @@ class Sampler:
         known = (starts_at_rest(self.metadata), self.system.base_std)
         way = Way(times, with_density, fill > 1, solver, backwards, *known)
         carry = partial(carried, rates, way, self.device)
-        size = batch_size or self._at_once(fill)
+        size = self._batch_size(batch_size, fill)
         return in_batches(carry, (starts,), size, rates.compiled, self.device, progress)
 
     def _stochastic(
@@ -281,12 +302,16 @@ class Sampler:
         seeds = torch.randint(2**62, (len(starts),), generator=generator)
         rates = self._rates(len(starts) * n_rounds, "rk4")
         carry = partial(carried_with_noise, rates, self.system.base, n_rounds, self.device)
-        size = batch_size or self._at_once()
+        size = self._batch_size(batch_size)
         return in_batches(carry, (starts, seeds), size, rates.compiled, self.device, progress)
 
-    def _at_once(self, fill: int = 1) -> int:
-        """Structures of a batch, where each fills `fill` times as much memory as usual."""
-        return max(1, structures_at_once(self.system.n_atoms, self.device) // fill)
+    def _batch_size(self, wanted: int | None, fill: int = 1) -> int:
+        """Structures of a batch, by default fewer where each fills `fill` times as much memory."""
+        if wanted is None:
+            return max(1, structures_at_once(self.system.n_atoms, self.device) // fill)
+        if wanted < 1:
+            raise ValueError(f"batch_size is {wanted}; give at least 1, or leave it out")
+        return wanted
 
     def _rates(self, n_steps: int, solver: str) -> FieldRates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""
@@ -303,6 +328,7 @@ class Sampler:
         """The same weights for another system, such as a cluster of another size.
 
         Densities stay exact, so that the effective sample size tells how far the transfer carries.
+        A measured pace of the solver is that of the system it was measured on, and left out.
 
         Args:
             network: settings of the network that change, such as `cutoff=3.0`.
@@ -325,7 +351,8 @@ class Sampler:
             "transferred_from": self.system.name,
             "recipe": recipe,
         }
-        return Sampler(system, field, {**self.metadata, **changed})
+        kept = {name: value for name, value in self.metadata.items() if name != "pace"}
+        return self._like(system, field, {**kept, **changed})
 
     def save(self, path: str | Path) -> None:
         """Writes weights and metadata as safetensors."""
