@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boltztilt.one_line_errors import first_line
 from boltztilt.run_folder import KEPT_SYSTEM, holds_run, refuse_run_files
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split(chr(10))[0]
+        reason = first_line(error)
         raise ValueError(f"--device {device} cannot be used here ({reason}); try cpu") from error
 
 
@@ -125,12 +126,17 @@ def partial_path(output: Path) -> Path:
     return output.with_suffix(".partial")
 
 
+def holds_part(partial: Path) -> bool:
+    """Whether the folder holds what an interrupted reference has reached."""
+    return any(partial.glob("*.pt"))
+
+
 def check_partial(output: Path, resume: bool, force: bool) -> Path:
     """The folder of an interrupted reference, after checking that it is there only if wanted."""
     path = partial_path(output)
-    if resume and not path.exists():
-        raise FileNotFoundError(f"no {path}: there is nothing to resume; start without --resume")
-    if path.exists() and not resume and not force:
+    if resume and not holds_part(path):
+        raise FileNotFoundError(f"{path} holds nothing to resume; start without --resume")
+    if holds_part(path) and not resume and not force:
         raise FileExistsError(
             f"{path} holds an interrupted run; --resume continues it, --force starts again"
         )
@@ -139,7 +145,7 @@ def check_partial(output: Path, resume: bool, force: bool) -> Path:
 
 def next_reference_command(name: str, output: Path, n: int, seed: int) -> str:
     """What to type after an interruption of `boltztilt reference`."""
-    if not partial_path(output).exists():
+    if not holds_part(partial_path(output)):
         return "nothing was kept yet: start again"
     words = ["boltztilt", "reference", name, "-n", str(n), "-o", str(output)]
     words += ["--seed", str(seed), "--resume", *(["--force"] if output.exists() else [])]

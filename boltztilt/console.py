@@ -318,7 +318,7 @@ def weight_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     """How weights were made: the last run in full, and a row for each one that it started from."""
     from boltztilt.checkpoint import runs_before
 
-    rows = report_rows(metadata, without=("start", "pace"))
+    rows = report_rows(metadata, without=("start", "pace", "example_energies"))
     for earlier in runs_before(metadata):
         costs = {key: earlier[key] for key in RUN_COSTS if key in earlier}
         rows.append(("started from", f"{earlier.get('system')}: {as_words(costs)}"))

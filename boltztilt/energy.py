@@ -4,6 +4,7 @@ Energies are in units of kT. A non-finite energy is an allowed value (overlappin
 counted, never raised, and such a configuration gets zero weight.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -107,6 +108,57 @@ class CallablePotential(Potential):
                 f"the potential must return floating-point energies, not {energy.dtype}"
             )
         return energy
+
+
+SAME_ENERGY = 1e-3
+"""Relative difference, from 10 kT on, up to which two energies of a structure are the same."""
+
+
+def check_same_energies(
+    path: object, name: str, stored: Tensor, computed: Float[Tensor, "batch"]
+) -> None:
+    """Raises ValueError where energies in a file are not those that a system of a name computes."""
+    if stored.shape != computed.shape:
+        raise ValueError(
+            f"{path} holds energies of shape {tuple(stored.shape)} for {len(computed)} structures; "
+            f"expected ({len(computed)},)"
+        )
+    tolerance = SAME_ENERGY * computed.abs().clamp(min=10.0)
+    both_failed = ~(torch.isfinite(stored) | torch.isfinite(computed))
+    alike = ((stored - computed).abs() <= tolerance) | both_failed
+    if differing := int((~alike).sum()):
+        raise ValueError(
+            f"{path}: {differing} of {len(computed)} energies differ from {name}'s; the file "
+            "follows another convention, or was made for another system of that name: give that one"
+        )
+
+
+def check_behaviour(potential: Potential, positions: Float[Tensor, "batch atoms dims"]) -> None:
+    """Tries an energy at the given positions: it must leave them alone.
+
+    Warns where it is `centered` and changes when all atoms are moved together: it is then sampled
+    where their mean is zero. `testing.check_potential` compares forces and more.
+
+    Raises:
+        ValueError: the energy changes its argument.
+    """
+    given = positions.clone()
+    energies = potential.energy(given).double()
+    if not torch.equal(given, positions):
+        raise ValueError(
+            "the potential changes the positions that it is given: let it compute with a copy "
+            "(positions.clone())"
+        )
+    if not potential.centered:
+        return
+    moved = potential.energy(positions + positions.std()).double()
+    if bool(((moved - energies).abs() > 0.01 * energies.abs().clamp(min=1.0)).any()):
+        warnings.warn(
+            "the energy changes where all atoms are moved together, and is sampled only where "
+            "their mean is zero; CallablePotential(function, n_atoms, centered=False) is sampled "
+            "everywhere, and an energy that removes the mean itself does not change",
+            stacklevel=4,
+        )
 
 
 class CountedPotential(Potential):

@@ -1,6 +1,8 @@
 """Trajectory and topology files through mdtraj, in nm."""
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,8 +59,19 @@ def write_trajectory(
         )
     trajectory = _trajectory(positions, system)
     with atomic_path(path) as temporary:
-        trajectory.save(str(temporary))
+        _save(trajectory, temporary)
     return path
+
+
+def _save(trajectory: "mdtraj.Trajectory", path: Path) -> None:
+    """Writes the trajectory, also where mdtraj, which takes ASCII alone, cannot."""
+    if str(path).isascii():
+        trajectory.save(str(path))
+        return
+    with TemporaryDirectory() as folder:
+        elsewhere = Path(folder) / f"trajectory{path.suffix}"
+        trajectory.save(str(elsewhere))
+        shutil.copyfile(elsewhere, path)
 
 
 def write_topology(

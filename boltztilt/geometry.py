@@ -50,6 +50,17 @@ def optimal_rotation(
     return (left * sign.unsqueeze(-2)) @ right
 
 
+def random_rotation(
+    n_dims: int, generator: torch.Generator, reflect: bool = False
+) -> Float[Tensor, "dims dims"]:
+    """Returns a random orthogonal matrix (float64) of determinant 1, or -1 with `reflect`."""
+    noise = torch.randn(n_dims, n_dims, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(noise).Q
+    if (torch.linalg.det(rotation) < 0) != reflect:
+        rotation[:, 0] = -rotation[:, 0]
+    return rotation
+
+
 def optimal_permutation(
     mobile: Float[Tensor, "batch atoms dims"],
     target: Float[Tensor, "batch atoms dims"],

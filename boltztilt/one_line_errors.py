@@ -29,11 +29,26 @@ class OneLineErrors(TyperGroup):
         except (ValueError, TypeError, ImportError, OSError) as error:
             if debug:
                 raise
-            fail(str(error) or type(error).__name__)
+            fail(str(error).split("Exception raised from")[0] or type(error).__name__)
         except Exception as error:
-            if debug or not hasattr(error, "format_message"):
+            if debug:
+                raise
+            if lacks_memory(error):
+                fail(f"not enough memory ({first_line(error)}): ask for fewer structures (-n)")
+            if not hasattr(error, "format_message"):
                 raise
             fail(error.format_message())
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether what failed was to get memory, of the processor or of a GPU."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the stack that torch adds, and not endless."""
+    return f"{str(error) or type(error).__name__}".splitlines()[0][:200]
 
 
 def fail(message: str) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.geometry import random_rotation
 from boltztilt.systems.system import System
 
 Transform = Callable[[Tensor], Tensor]
@@ -85,17 +86,6 @@ def jittered_lattice(
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     positions = spacing * (sites + 0.1 * noise)
     return positions - positions.mean(1, keepdim=True)
-
-
-def random_rotation(
-    n_dims: int, generator: torch.Generator, reflect: bool = False
-) -> Float[Tensor, "dims dims"]:
-    """Returns a random orthogonal matrix (float64) of determinant 1, or -1 with `reflect`."""
-    noise = torch.randn(n_dims, n_dims, generator=generator, dtype=torch.float64)
-    rotation = torch.linalg.qr(noise).Q
-    if (torch.linalg.det(rotation) < 0) != reflect:
-        rotation[:, 0] = -rotation[:, 0]
-    return rotation
 
 
 def _check_output(potential: Potential, positions: Tensor) -> None:

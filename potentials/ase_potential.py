@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from boltztilt.energy import Potential
+from boltztilt.geometry import random_rotation
 from boltztilt.potentials.openmm_potential import SYMMETRY_TOLERANCE, check_atoms, finite_force
-from boltztilt.testing import random_rotation
 
 if TYPE_CHECKING:
     import ase

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from boltztilt.energy import Potential
+from boltztilt.geometry import random_rotation
 from boltztilt.potentials.molecular import molecular_potential
 from boltztilt.potentials.openmm_frames import import_openmm
 from boltztilt.potentials.openmm_potential import SYMMETRY_TOLERANCE, OpenMMPotential
 from boltztilt.suggestions import check_settings
 from boltztilt.systems.molecule import Molecule
-from boltztilt.testing import random_rotation
 
 if TYPE_CHECKING:
     import openmm

@@ -9,7 +9,10 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boltztilt.energy import CallablePotential, Potential
+import torch
+from torch import Tensor
+
+from boltztilt.energy import CallablePotential, Potential, check_behaviour
 from boltztilt.sampling.base import BondGaussian, Gaussian
 from boltztilt.suggestions import check_settings, did_you_mean
 from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
@@ -38,6 +41,13 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     },
 }
 """What the file of a system tells: types, and what is expected in words."""
+
+EXPORT: dict[str, tuple[Any, str]] = {
+    "element": (str, "the symbol of an element"),
+    "nm_per_length": ((int, float), "a length in nm"),
+}
+MOMENTS = dict.fromkeys(("mean", "error", "sd"), ((int, float), "a number of kT"))
+"""What its tables [export] and [reference_energy] tell."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,22 @@ class System:
                     f"system {self.name!r}: {name} = {getattr(self, name)} must be positive and "
                     "finite"
                 )
+        if _is_foreign(potential):
+            check_behaviour(potential, self._examples())
+
+    def example_energies(self) -> Tensor:
+        """U in kT of a few structures that follow from the system alone, `(4,)`, float64.
+
+        They tell systems apart that share a name.
+        """
+        return self.potential.energy(self._examples()).double()
+
+    def _examples(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        if self.molecule is not None:
+            return self.molecule.distorted(4, generator).float()
+        shape = (4, self.n_atoms, self.n_dims)
+        return self.base_std * torch.randn(shape, generator=generator, dtype=torch.float32)
 
     def _default_species(self, potential: Potential) -> tuple[int, ...]:
         """The roles of a molecule's atoms; all atoms of anything else are alike."""
@@ -284,6 +310,12 @@ def as_potential(potential: Any, n_atoms: int = 0, n_dims: int = 0) -> Potential
     return potential
 
 
+def _is_foreign(potential: Potential) -> bool:
+    """Whether the energy was written by a user, and not checked when it was made."""
+    own = type(potential).__module__.startswith("boltztilt.")
+    return not own or isinstance(potential, CallablePotential)
+
+
 def _check_bonds(molecule: Molecule) -> None:
     """Raises unless the bonds connect all atoms, naming the first that is left out."""
     if len(molecule.detached):
@@ -344,9 +376,10 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
 def _check_table(table: Mapping[str, Any]) -> None:
     """Raises ValueError for what the file of a system cannot tell."""
     check_settings(table, SETTINGS)
-    element = table.get("export", {}).get("element", "")
-    if not isinstance(element, str):
-        raise ValueError(f"[export] element = {element!r}: expected the symbol of an element")
+    check_settings(table.get("export", {}), EXPORT, "[export] ")
+    check_settings(table.get("reference_energy", {}), MOMENTS, "[reference_energy] ")
+    if missing := MOMENTS.keys() - table.get("reference_energy", MOMENTS).keys():
+        raise ValueError(f"[reference_energy] does not tell {', '.join(sorted(missing))}")
     species = table.get("species", [])
     if not all(type(each) is int for each in species):
         raise ValueError(f"species = {species!r}: expected a whole number for each atom")
@@ -382,7 +415,9 @@ def _build_potential(table: Mapping[str, Any]) -> Potential:
         return getattr(import_module(module), name)(**arguments)
     except TypeError as error:
         given = ", ".join(f"{each} = {value!r}" for each, value in arguments.items())
-        raise ValueError(f"[potential] kind = {kind!r} with {given}: {error}") from error
+        words = str(error).replace(f"{name}.__init__() ", "")
+        with_what = f"with {given}" if given else "alone"
+        raise ValueError(f"[potential] kind = {kind!r} {with_what}: {words}") from error
 
 
 def _unknown_system(name: str) -> str:

@@ -42,6 +42,7 @@ def test_z_is_unbiased_however_few_and_forgetful_the_chains():
     assert float(ratios.log().mean()) < -0.2  # single groups fall short, by Jensen's inequality
 
 
+@pytest.mark.filterwarnings("ignore:the energy changes")
 def test_groups_that_die_count_as_zero():
     """A wall at |z| = c that one base draw in four lies beyond: whole groups have no weight."""
     c = 1.15
@@ -59,6 +60,7 @@ def test_groups_that_die_count_as_zero():
     assert math.isfinite(ensemble.mean_energy().value)
 
 
+@pytest.mark.filterwarnings("ignore:the energy changes")
 def test_errors_over_groups_see_common_ancestors():
     """A stiff direction decides who survives and keeps steps short: the soft one is inherited."""
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from boltztilt.geometry import random_rotation
 from boltztilt.networks.build import build_network
 from boltztilt.networks.pair_layout import pair_layout
 from boltztilt.sampling.flow import resting_rate
-from boltztilt.testing import random_rotation
 
 EXACT = 1e-9
 TIMES = torch.tensor([0.1, 0.6, 0.97], dtype=torch.float64)

@@ -57,6 +57,8 @@ def test_unknown_kind_is_refused_with_the_known_ones():
 def test_unknown_setting_is_refused_by_name():
     with pytest.raises(ValueError, match="n_heads"):
         build_network({"kind": "egnn", "n_heads": 4}, system())
+    with pytest.raises(ValueError, match=r"unknown setting 'n_hiden' .* mean 'n_hidden'\? Known: "):
+        build_network({"n_hiden": 4}, system())
 
 
 @pytest.mark.parametrize("kind", ["local_density", "unrolled", "egnn"])

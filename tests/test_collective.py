@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from boltztilt.geometry import random_rotation
 from boltztilt.networks.build import build_network, pairing_of
 from boltztilt.networks.collective import MOST_VECTORS, CollectiveField, widest_modes
 from boltztilt.systems.system import load_system
-from boltztilt.testing import random_rotation
 
 EXACT = 1e-9
 TIMES = torch.tensor([0.0, 0.4, 0.95], dtype=torch.float64)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import assert_refused, boltztilt
 
-from boltztilt.analysis import dynamics, molecular_reference
+from boltztilt.analysis import dynamics, tempered
 from boltztilt.analysis.reference import Reference
 from boltztilt.arguments import next_reference_command
 from boltztilt.systems.system import load_system
@@ -156,8 +156,7 @@ def test_files_of_a_molecule_are_not_replaced(water_file, tmp_path, monkeypatch)
 
 
 def test_reference_of_a_molecule_survives_an_interruption(water_file, tmp_path, monkeypatch):
-    quick = partial(molecular_reference.temper, n_rounds=10)
-    monkeypatch.setattr(molecular_reference, "temper", quick)
+    monkeypatch.setattr(tempered, "temper", partial(tempered.temper, n_rounds=10))
 
     def reference(name, *options):
         return boltztilt("reference", water_file, "-n", 1200, "-o", tmp_path / name, "-q", *options)

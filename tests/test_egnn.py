@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from boltztilt.geometry import random_rotation
 from boltztilt.networks.egnn import EGNN
-from boltztilt.testing import jittered_lattice, random_rotation
+from boltztilt.testing import jittered_lattice
 
 SPECIES = (0, 0, 1, 0, 1)
 EXACT = 1e-9

@@ -1,6 +1,7 @@
 """The views of a potential: any callable, counted, tilted, relative to a base."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from boltztilt.energy import CallablePotential, CountedPotential, TiltedPotentia
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.potentials.lennard_jones import Convention, LennardJones
 from boltztilt.sampling.base import Gaussian
+from boltztilt.systems.system import System
 from boltztilt.testing import check_potential, jittered_lattice
 
 
@@ -143,3 +145,25 @@ def test_trapped_cluster_reward_is_minus_the_pair_energy(generator):
     pairs = LennardJones(13, Convention(2.0, 0.0)).energy(positions)
     constant = 0.5 * base.dof * math.log(2 * math.pi)
     torch.testing.assert_close(reward, -pairs + constant)
+
+
+def test_an_energy_must_leave_its_positions_alone():
+    def in_angstrom(positions):
+        array = positions.detach().numpy()
+        array *= 10.0
+        return spring(positions)
+
+    with pytest.raises(ValueError, match="changes the positions that it is given"):
+        System("springs", in_angstrom, n_atoms=4)
+
+
+def test_an_energy_that_is_bound_to_a_place_is_sampled_at_zero_mean_with_a_warning():
+    def bound(positions):
+        return (positions - 1).square().sum((1, 2))
+
+    with pytest.warns(UserWarning, match="sampled only where their mean is zero; .*centered=False"):
+        System("bound", bound, n_atoms=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        System("bound", CallablePotential(bound, 4, centered=False))
+        System("free", spring, n_atoms=4)

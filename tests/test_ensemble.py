@@ -276,3 +276,27 @@ def test_systems_without_hands_stay_as_they_are():
     positions = torch.stack([molecule.structure, -molecule.structure])
     ensemble = Ensemble(positions, torch.zeros(2), None, told_apart)
     assert ensemble.unmirrored() is ensemble
+
+
+def test_averages_of_resampled_structures_are_plain_and_those_of_refined_ones_explained():
+    ensemble = importance_sample(100, 0)
+    resampled = ensemble.resample(50, seed=1)
+    assert resampled.mean_energy() == resampled.mean_energy(weighted=False)
+    assert resampled.mean(spring_energy).value == pytest.approx(resampled.mean_energy().value)
+    assert resampled.refine(3).mean_energy().error > 0
+    with pytest.raises(ValueError, match=r"averages of the ensemble that was refined"):
+        ensemble.refine(3).mean_energy()
+    with pytest.raises(ValueError, match=r"with_density=True"):
+        importance_sample(10, 0, with_density=False).mean_energy()
+
+
+def test_observables_may_return_arrays():
+    ensemble = importance_sample(50, 0)
+    expected = ensemble.mean(lambda x: x[:, 0, 0])
+    assert ensemble.mean(lambda x: x.numpy()[:, 0, 0]) == expected
+
+
+def test_median_of_an_even_number_is_between_the_middle_two():
+    four = importance_sample(4, 0)
+    four.energies[:] = torch.tensor([5.0, 1.0, math.inf, 2.0])
+    assert four.median_energy == 3.5

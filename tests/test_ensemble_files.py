@@ -7,8 +7,9 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from springs import SPRING, grouped_sample, importance_sample
+from springs import SPRING, grouped_sample, importance_sample, spring_energy
 
+from boltztilt.energy import CallablePotential
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.sampling.ensemble_files import check_output
 from boltztilt.systems.system import System, load_system
@@ -104,3 +105,10 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
     np.savez(tmp_path / "foreign.npz", positions=np.zeros(3))
     with pytest.raises(ValueError, match="energies"):
         Ensemble.load(tmp_path / "foreign.npz")
+
+
+def test_structures_of_another_energy_of_the_same_name_are_refused(tmp_path):
+    importance_sample(5, 0).save(tmp_path / "out.npz")
+    stiffer = CallablePotential(lambda x: 2 * spring_energy(x), 3)
+    with pytest.raises(ValueError, match="5 of 5 energies differ from spring's"):
+        Ensemble.load(tmp_path / "out.npz", System("spring", stiffer))

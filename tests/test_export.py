@@ -65,3 +65,13 @@ def test_unknown_element_is_refused():
 def test_four_dimensions_are_refused():
     with pytest.raises(ValueError, match="at most 3 dimensions"):
         to_nanometres(torch.zeros(1, 2, 4), 1.0)
+
+
+@pytest.mark.parametrize("suffix", [".dcd", ".xtc"])
+def test_paths_need_not_be_ascii(tmp_path, generator, suffix):
+    system = load_system("dw4")
+    positions = system.base.sample(3, generator)
+    path = write_trajectory(tmp_path / f"Müller{suffix}", positions, system)
+    plain = write_trajectory(tmp_path / f"plain{suffix}", positions, system)
+    assert path.read_bytes() == plain.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from boltztilt.files import atomic_path, check_writable
+from boltztilt.files import atomic_path, check_writable, read_arrays
 
 
 def test_successful_write_replaces_the_file(tmp_path):
@@ -52,3 +52,19 @@ def test_missing_folder_is_named(tmp_path):
 def test_folder_is_no_file_name(tmp_path):
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         check_writable(tmp_path, overwrite=True)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    """As on a full disk, where the system names no file."""
+    with (
+        pytest.raises(OSError, match=r"cannot write .*out\.npz: No space left"),
+        atomic_path(tmp_path / "out.npz"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trajectory_is_no_archive_of_samples(tmp_path):
+    (tmp_path / "out.dcd").write_bytes(b"CORD")
+    with pytest.raises(ValueError, match=r"out\.dcd is not an \.npz file of samples: give the"):
+        read_arrays(tmp_path / "out.dcd", ())

@@ -12,9 +12,9 @@ from boltztilt.geometry import (
     optimal_rotation,
     pair_indices,
     permute,
+    random_rotation,
     remove_mean,
 )
-from boltztilt.testing import random_rotation
 
 
 def clouds(n_atoms: int, n_dims: int, generator: torch.Generator, n: int = 5) -> torch.Tensor:
@@ -117,3 +117,10 @@ def test_alignment_never_moves_clouds_apart(generator):
     for before, after in pairwise(distances):
         assert (after <= before + 1e-9).all()
     assert (distances[1] < 0.9 * distances[0]).any()
+
+
+@pytest.mark.parametrize(("reflect", "determinant"), [(False, 1.0), (True, -1.0)])
+def test_random_rotation_is_orthogonal_with_the_asked_determinant(reflect, determinant, generator):
+    rotation = random_rotation(3, generator, reflect)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(rotation).item() == pytest.approx(determinant)

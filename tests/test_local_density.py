@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from boltztilt.geometry import random_rotation
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.sampling.flow import resting_rate
-from boltztilt.testing import jittered_lattice, random_rotation
+from boltztilt.testing import jittered_lattice
 
 EXACT = 1e-9
 TIMES = torch.tensor([0.0, 0.3, 0.8, 0.97], dtype=torch.float64)

@@ -3,17 +3,15 @@
 import math
 
 import jaxtyping
-import openmm as mm
 import pytest
 import torch
-from openmm import app
 from scores import z_score
+from water import water
 
 from boltztilt.analysis import molecular_reference
 from boltztilt.analysis.dynamics import Langevin
 from boltztilt.analysis.equilibration import failed_checks
 from boltztilt.analysis.molecular_reference import (
-    Tempered,
     blocks,
     check_dynamics,
     chosen_starts,
@@ -21,35 +19,14 @@ from boltztilt.analysis.molecular_reference import (
     correct,
     deviation,
     make_molecular_reference,
-    temper,
 )
 from boltztilt.analysis.reference import Reference
+from boltztilt.analysis.tempered import temper
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.systems.system import System, load_system
 
 SHORT = Langevin(frame_interval=0.2, settling_time=0.5, friction=10.0)
-
-
-def water(stretch=1.0):
-    """A flexible water molecule at 300 K; `stretch` scales the bond length in the energy."""
-    topology, system = app.Topology(), mm.System()
-    residue = topology.addResidue("HOH", topology.addChain())
-    atoms = [
-        topology.addAtom(name, app.Element.getBySymbol(name[0]), residue)
-        for name in ("O", "H1", "H2")
-    ]
-    for mass in (16.0, 1.0, 1.0):
-        system.addParticle(mass)
-    bonds, angles = mm.HarmonicBondForce(), mm.HarmonicAngleForce()
-    for hydrogen in (1, 2):
-        topology.addBond(atoms[0], atoms[hydrogen])
-        bonds.addBond(0, hydrogen, 0.1 * stretch, 4e5)
-    angles.addAngle(1, 0, 2, 1.824, 800.0)
-    system.addForce(bonds)
-    system.addForce(angles)
-    positions = [[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.025, 0.097, 0.0]]
-    return System.from_openmm(topology, system, 300.0, positions, name="water")
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +57,6 @@ def test_replica_exchange_agrees(made, tempered):
     assert set(tempered.checks["drift"]) == set(tempered.checks["r_hat"]) == set(tempered.averages)
     assert made.checks["tempering_r_hat"]["energy"] < 1.2
     assert abs(made.checks["tempering_drift"]["energy"]) < 3.5
-
-
-def test_replicas_start_at_different_structures_of_the_target(tempered):
-    starts = tempered.starts
-    energies = water().potential.energy(starts.flatten(0, 1)).double().reshape(starts.shape[:2])
-    assert energies.shape[1] > 3
-    assert len(energies.unique()) == energies.numel()
-    means = energies.mean(dim=1)
-    error = float(means.std()) / math.sqrt(len(means))
-    assert abs(z_score(Estimate(float(means.mean()), error), 1.5)) < 3.5
 
 
 def test_starts_of_all_ladders_are_used_before_a_second_of_any():
@@ -139,14 +106,6 @@ def test_virial_of_what_is_held_in_place_counts_the_centre():
 def test_replica_exchange_of_another_system_is_refused(tempered):
     with pytest.raises(ValueError, match="other forces or another temperature"):
         make_molecular_reference(water(stretch=1.1), tempered, 100)
-
-
-def test_tempered_round_trip(tempered, tmp_path):
-    tempered.save(tmp_path / "tempering.pt")
-    loaded = Tempered.load(tmp_path / "tempering.pt")
-    assert torch.equal(loaded.starts, tempered.starts)
-    for name in ("averages", "checks", "info", "system"):
-        assert getattr(loaded, name) == getattr(tempered, name)
 
 
 def test_correction_brings_bonds_of_another_energy_to_the_target(made, generator):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from boltztilt.energy import CallablePotential
+from boltztilt.geometry import random_rotation
 from boltztilt.systems.molecule import Molecule
-from boltztilt.testing import random_rotation
 
 # atoms in the order of aldp.pdb
 METHYLS = ((0, 2, 3), (11, 12, 13), (19, 20, 21))

@@ -18,6 +18,7 @@ from boltztilt.sampling.solvers import (
     STEPS_WITHOUT_DENSITY,
 )
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.annealing import anneal
 
 
 @pytest.mark.parametrize("centered", [True, False])
@@ -210,8 +211,10 @@ def test_integration_error_is_the_change_on_halving_the_step():
     assert sampler.integration_error(coarse) == pytest.approx(expected, rel=1e-2)
 
 
-def test_integration_error_needs_one_seed():
+def test_integration_error_needs_one_seed_and_the_solver():
     sampler = rough_sampler(well())
+    with pytest.raises(ValueError, match="those of solver 'rk4', not None"):
+        sampler.integration_error(anneal(sampler.system, 16, n_per_group=4, n_steps=1))
     joined = Ensemble.join([sampler.sample(20, seed=seed) for seed in (1, 2)])
     with pytest.raises(ValueError, match=r"this ensemble tells \[1, 2\]"):
         sampler.integration_error(joined)

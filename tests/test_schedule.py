@@ -103,3 +103,10 @@ def test_too_few_finite_rewards_are_refused(n_finite):
     with pytest.raises(ValueError, match=f"{n_finite} of 1000 rewards are finite"):
         choose_step(rewards, 1.0, 0.8)
     assert SMALLEST_STEP > 0
+
+
+def test_a_tilt_that_never_ends_is_refused(generator):
+    rewards = torch.randn(100, generator=generator, dtype=torch.float64) * 1e9
+    assert 0 < choose_step(rewards, 1e-4, 0.8) < 1e-8
+    with pytest.raises(ValueError, match="no finite integral; add a trap"):
+        choose_step(rewards, 1e-7, 0.8)

@@ -12,7 +12,7 @@ from boltztilt.testing import jittered_lattice
 
 
 def spring(positions):
-    return positions.square().sum((1, 2))
+    return (positions - positions.mean(1, keepdim=True)).square().sum((1, 2))
 
 
 def write_system(folder, text: str):
@@ -88,6 +88,11 @@ def test_weights_are_found_beside_the_file(tmp_path):
         ("name = ", "not a valid TOML"),
         ('[potential]\nkind = "harmonik"\n', "'harmonik' is unknown: choose one of double_well"),
         ("", "kind = None is unknown"),
+        ('[export]\nnm_per_length = "a"\n', r"\[export\] nm_per_length = 'a': expected a length"),
+        ("[export]\nnm_per_lenth = 1.0\n", "mean 'nm_per_length'"),
+        ("[reference_energy]\nmean = 1.0\n", r"\[reference_energy\] does not tell error, sd"),
+        ('[reference_energy]\nmean = "a"\n', "mean = 'a': expected a number of kT"),
+        ('[potential]\nkind = "lennard_jones"\n', "'lennard_jones' alone: missing (1|a) required"),
         ("[export]\nelement = 18\n", r"\[export\] element = 18: expected the symbol"),
         (
             '[potential]\nkind = "harmonic"\nn_atoms = "3"\n',

@@ -5,7 +5,7 @@ import torch
 
 from boltztilt.energy import CallablePotential, Potential
 from boltztilt.potentials.lennard_jones import LennardJones
-from boltztilt.testing import check_potential, jittered_lattice, random_rotation
+from boltztilt.testing import check_potential, jittered_lattice
 
 
 class Broken(LennardJones):
@@ -100,10 +100,3 @@ def test_jittered_lattice_is_centred_and_free_of_overlaps(generator):
     positions = jittered_lattice(13, 3, generator, n=50)
     assert positions.mean(1).abs().max() < 1e-12
     assert min(torch.pdist(one).min() for one in positions) > 0.5
-
-
-@pytest.mark.parametrize(("reflect", "determinant"), [(False, 1.0), (True, -1.0)])
-def test_random_rotation_is_orthogonal_with_the_asked_determinant(reflect, determinant, generator):
-    rotation = random_rotation(3, generator, reflect)
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
-    assert torch.linalg.det(rotation).item() == pytest.approx(determinant)

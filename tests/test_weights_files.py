@@ -8,6 +8,7 @@ from wells import NETWORK, STIFFNESS, rough_sampler, well
 from boltztilt.potentials.harmonic import Harmonic
 from boltztilt.sampling.sampler import Sampler, sample
 from boltztilt.systems.system import System, load_system
+from boltztilt.tilt.training import train
 
 WELL = """
 name = "well"
@@ -127,3 +128,21 @@ def test_run_folder_of_a_system_without_a_name_is_opened(tmp_path, well_file):
     (tmp_path / "system.toml").write_text(text)
     rough_sampler(well()).save(tmp_path / "weights.safetensors")
     assert Sampler.load(tmp_path).system.name == "well"
+
+
+def test_weights_of_another_energy_of_the_same_name_are_refused(tmp_path, well_file):
+    settings = {"network": {"n_hidden": 4}, "n_particles": 8, "steps_per_rung": 1}
+    train(well_file, out=tmp_path / "run", max_minutes=0.0, **settings)
+    weights = tmp_path / "run" / "weights.safetensors"
+    assert len(Sampler.load(tmp_path / "run").sample(3)) == 3
+    assert len(Sampler.load(weights, well_file).sample(3)) == 3
+    well_file.write_text(WELL.replace("4.0", "5.0"))
+    with pytest.raises(ValueError, match="4 of 4 energies differ from well's"):
+        Sampler.load(weights, well_file)
+
+
+def test_a_run_without_weights_yet_is_to_be_resumed(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"continue training there \(--resume\)"):
+        Sampler.load(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,76 +15,26 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from boltztilt.analysis.autocorrelation import correlated_mean, effective_number
-from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsions
-from boltztilt.analysis.dynamics import Langevin, find_source, fingerprint, run_replicas
+from boltztilt.analysis.dynamics import Langevin, fingerprint, run_replicas
 from boltztilt.analysis.equilibration import (
     MOST_LAPLACIANS,
     chain_mean,
     drift,
     r_hat,
-    slow_observables,
     temperature_check,
     virials,
 )
 from boltztilt.analysis.reference import Reference
-from boltztilt.checkpoint import load_state, save_state
+from boltztilt.analysis.tempered import Tempered, check_source, molecular_observables
 from boltztilt.energy import CountedPotential
-from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import first_step
-from boltztilt.sampling.tempering import (
-    geometric_betas,
-    replica_exchange,
-    start_ladders,
-)
 from boltztilt.systems.system import System
 
 N_BLOCKS = 20  # of a chain; whole blocks count as independent of each other
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
 BATCH = 4096
-HOTTEST = 3.0  # of the temperature of the target
-N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 8000  # 270 chains fill one compiled batch
-TEMPERING_LEAPFROG, BURN_IN = 20, 0.25  # alanine dipeptide forgets its start in 1,000 rounds
-STARTS_PER_LADDER = 10
-OBSERVED_EVERY = 4  # rounds; even, for exchanges take turns
-
-
-@dataclass(frozen=True)
-class Tempered:
-    """What replica exchange found.
-
-    Attributes:
-        starts: structures of the target from each ladder, evenly spaced over its rounds.
-        averages: of the slow observables, with errors over the independent ladders.
-        checks: by observable, "r_hat" of the ladders and "drift", how far the later rounds differ
-            from the earlier ones in standard errors: large where ladders keep to themselves, or
-            still forget their start.
-        info: how it was made.
-        system: the `fingerprint` of the System that was sampled.
-    """
-
-    starts: Float[Tensor, "ladders starts atoms 3"]
-    averages: dict[str, Estimate]
-    checks: dict[str, dict[str, float]]
-    info: dict[str, Any]
-    system: str
-
-    def save(self, path: Path) -> None:
-        """Writes everything, whole or not at all."""
-        averages = {name: tuple(average) for name, average in self.averages.items()}
-        state = {"starts": self.starts, "averages": averages, "checks": self.checks}
-        state["system"] = self.system
-        progress = self.info["tempering_rounds"]
-        save_state(path, {"progress": progress, "info": self.info, **state})
-
-    @classmethod
-    def load(cls, path: Path) -> Tempered:
-        """What `save` wrote."""
-        state = load_state(path)
-        averages = {name: Estimate(*average) for name, average in state["averages"].items()}
-        kept = (state["starts"], averages, state["checks"], state["info"])
-        return cls(*kept, state.get("system", "unknown"))
 
 
 def make_molecular_reference(
@@ -172,20 +122,6 @@ def chosen_starts(
     return starts[:n_ladders, -n_starts:]
 
 
-def check_source(system: System) -> OpenMMSource:
-    """The OpenMM System of a molecule.
-
-    Raises:
-        ValueError: there is none.
-    """
-    source = find_source(system.potential)
-    if source is None or system.molecule is None:
-        raise ValueError(
-            f"{system.name} is not a molecule described by an OpenMM System, which dynamics needs"
-        )
-    return source
-
-
 def correct(
     system: System,
     frames: Float[Tensor, "chains frames atoms 3"],
@@ -245,69 +181,6 @@ def check_dynamics(
         "averages": {name: correlated_mean(values) for name, values in series.items()},
         "independent": {name: effective_number(values) for name, values in series.items()},
     }
-
-
-def molecular_observables(
-    system: System,
-    positions: Float[Tensor, "batch atoms 3"],
-    energies: Float64[Tensor, "batch"],
-) -> dict[str, Float64[Tensor, "batch"]]:
-    """Energy, size, and indicators of the basins of the backbone."""
-    indicators = {
-        f"{basin} of {residue}": (basin_index(angles) == number).double()
-        for residue, angles in residue_torsions(positions, system).items()
-        for number, basin in enumerate(BASINS)
-    }
-    return {**slow_observables(system, positions, energies), **indicators}
-
-
-def temper(
-    system: System,
-    n_rounds: int = N_ROUNDS,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tempered:
-    """Structures and averages of the target by replica exchange up to three times its temperature.
-
-    Every ladder starts at the molecule's structure; the first quarter of the rounds is left out.
-    """
-    molecule_source = check_source(system)
-    if n_rounds < 10:
-        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
-    assert system.molecule is not None
-    started, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    potential, scale = system.potential, system.base.mode_scale
-    betas = geometric_betas(HOTTEST, N_TEMPERATURES)
-    structures = system.molecule.structure[None].repeat(N_LADDERS, 1, 1)
-    settings = (TEMPERING_LEAPFROG, generator, scale)
-    chains = start_ladders(potential, structures, betas, first_step(system), N_ADAPTING, *settings)
-    series, exchanged, seen = [], [], []
-    for done in range(0, n_rounds, OBSERVED_EVERY):
-        chains = replica_exchange(potential, chains, betas, OBSERVED_EVERY, *settings)
-        if done >= BURN_IN * n_rounds:
-            seen.append(chains.positions[:, 0].clone())
-            series.append(molecular_observables(system, seen[-1], chains.energies[:, 0]))
-            exchanged.append(chains.exchanged)
-        if progress is not None:
-            progress(min(done + OBSERVED_EVERY, n_rounds), n_rounds)
-    joined = {name: torch.stack([each[name] for each in series], dim=1) for name in series[0]}
-    averages = {name: chain_mean(values) for name, values in joined.items()}
-    checks = {
-        "r_hat": {name: r_hat(values) for name, values in joined.items()},
-        "drift": {name: drift(values) for name, values in joined.items()},
-    }
-    info = {
-        "tempering_seed": seed,
-        "tempering_rounds": done + OBSERVED_EVERY,
-        "tempering_ladders": N_LADDERS,
-        "tempering_hottest": HOTTEST * molecule_source.temperature,
-        "tempering_exchanged": float(torch.tensor(exchanged).mean(dim=0).min()),
-        "tempering_time": time.perf_counter() - started,
-    }
-    n_starts = min(STARTS_PER_LADDER, len(seen))
-    starts = [seen[len(seen) * (k + 1) // n_starts - 1] for k in range(n_starts)]
-    found = (torch.stack(starts, dim=1), averages, checks, info)
-    return Tempered(*found, fingerprint(molecule_source))
 
 
 def compare(averages: Mapping[str, Estimate], tempered: Mapping[str, Estimate]) -> dict[str, Any]:

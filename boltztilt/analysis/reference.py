@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from boltztilt.analysis.equilibration import check_equilibration, slow_observables
-from boltztilt.energy import CountedPotential, Potential, in_parts
+from boltztilt.energy import CountedPotential, Potential, check_same_energies, in_parts
 from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain
 from boltztilt.sampling.estimate import Estimate, weighted_mean
@@ -124,7 +124,8 @@ class Reference:
                 f"{system.name}; leave them out, reference samples are structures of the target"
             )
         if "energies" in arrays:
-            _compare_energies(path, torch.as_tensor(arrays["energies"]).double(), energies, system)
+            stored = torch.as_tensor(arrays["energies"]).double()
+            check_same_energies(path, system.name, stored, energies)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
         groups = arrays.get("groups")
         if groups is not None and groups.shape != energies.shape:
@@ -283,19 +284,4 @@ def _refuse_ensemble(path: str | Path, arrays: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} holds structures of a sampler, not reference samples; make these with "
             "`boltztilt reference NAME -o NAME_reference.npz`, or resample the structures by weight"
-        )
-
-
-def _compare_energies(path: str | Path, stored: Tensor, computed: Tensor, system: System) -> None:
-    if stored.shape != computed.shape:
-        raise ValueError(
-            f"{path} holds energies of shape {tuple(stored.shape)} for {len(computed)} structures; "
-            f"expected ({len(computed)},)"
-        )
-    tolerance = 1e-3 * computed.abs().clamp(min=10.0)
-    differing = int((~((stored - computed).abs() <= tolerance)).sum())
-    if differing:
-        raise ValueError(
-            f"{path}: {differing} of {len(computed)} energies differ from {system.name}'s; the "
-            f"file follows another convention than {system.convention or 'this system'}"
         )

@@ -13,6 +13,7 @@ from boltztilt.arguments import (
     check_partial,
     check_trajectory,
     evaluation_folder,
+    holds_part,
     next_reference_command,
     open_sampler,
     partial_path,
@@ -31,6 +32,7 @@ from boltztilt.option_types import (
 
 if TYPE_CHECKING:
     from boltztilt.analysis.reference import Reference
+    from boltztilt.analysis.tempered import Tempered
     from boltztilt.systems.system import System
 
 
@@ -154,7 +156,7 @@ def find_reference(
     try:
         made = sample_reference(system, n, 0, partial, resume=True, quiet=quiet)
     except KeyboardInterrupt:
-        if not partial.exists():
+        if not holds_part(partial):
             raise
         raise stopped("the same command continues with the reference") from None
     made.save(kept)
@@ -173,10 +175,22 @@ def sample_reference(
 
         with console.counting_bar("reference by MCMC", "steps", quiet) as progress:
             return make_reference(system, n_samples=n, seed=seed, progress=progress)
-    from boltztilt.analysis.molecular_reference import Tempered, make_molecular_reference, temper
+    from boltztilt.analysis.molecular_reference import make_molecular_reference
 
     partial.mkdir(exist_ok=True)
-    found = partial / "tempering.pt"
+    tempered = _tempered(system, seed, partial, resume, quiet)
+    state = partial / "dynamics.pt"
+    with console.counting_bar("Langevin dynamics", "ps", quiet) as progress:
+        return make_molecular_reference(
+            system, tempered, n, seed, state_path=state, resume=resume, progress=progress
+        )
+
+
+def _tempered(system: System, seed: int, partial: Path, resume: bool, quiet: bool) -> Tempered:
+    """What replica exchange finds, or has found already in the folder of an interrupted run."""
+    from boltztilt.analysis.tempered import Tempered, temper
+
+    found, ladders = partial / "tempering.pt", partial / "ladders.pt"
     if resume and found.exists():
         tempered = Tempered.load(found)
         if (kept := tempered.info.get("tempering_seed")) != seed:
@@ -184,12 +198,9 @@ def sample_reference(
                 f"{found} was made with seed {kept}, not {seed}: resume with the same, or delete "
                 "it to start anew"
             )
-    else:
-        with console.counting_bar("replica exchange", "rounds", quiet) as progress:
-            tempered = temper(system, seed=seed, progress=progress)
-        tempered.save(found)
-    state = partial / "dynamics.pt"
-    with console.counting_bar("Langevin dynamics", "ps", quiet) as progress:
-        return make_molecular_reference(
-            system, tempered, n, seed, state_path=state, resume=resume, progress=progress
-        )
+        return tempered
+    with console.counting_bar("replica exchange", "rounds", quiet) as progress:
+        tempered = temper(system, seed=seed, progress=progress, state_path=ladders, resume=resume)
+    tempered.save(found)
+    ladders.unlink(missing_ok=True)
+    return tempered

@@ -15,6 +15,7 @@ from boltztilt.networks.egnn import EGNN
 from boltztilt.networks.local_density import LocalDensityField
 from boltztilt.networks.perceptron import Perceptron
 from boltztilt.networks.unrolled import UnrolledField
+from boltztilt.suggestions import did_you_mean
 from boltztilt.systems.system import System
 
 CLASSES = {
@@ -47,6 +48,12 @@ def build_network(settings: Mapping[str, Any], system: System) -> nn.Module:
                 return EGNN(system.species, **arguments)
             return CLASSES[kind](**arguments, pairing=pairing_of(system))
     except TypeError as error:
+        settable = with_defaults({"kind": kind})
+        for name in arguments.keys() - settable.keys():
+            raise ValueError(
+                f"[network] unknown setting {name!r} of kind {kind!r}."
+                f"{did_you_mean(name, settable)} Known: {', '.join(settable)}"
+            ) from error
         raise ValueError(f"[network] settings of kind {kind!r}: {error}") from error
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from boltztilt.energy import check_same_energies
 from boltztilt.files import read_arrays
 from boltztilt.sampling.cautions import cautions
 from boltztilt.sampling.ensemble_files import PER_STRUCTURE, write_ensemble
@@ -24,6 +25,9 @@ from boltztilt.sampling.joining import joined, joined_info, numbered_apart
 from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
+
+N_COMPARED = 64
+"""Structures of a file whose energies are compared with those of the system it is read for."""
 
 
 @dataclass(eq=False)
@@ -121,9 +125,12 @@ class Ensemble:
         if self.path_log_weights is not None:
             return torch.where(torch.isfinite(self.energies), self.path_log_weights, -math.inf)
         if self.log_density is None:
+            how = "sample with the density (with_density=True)"
+            if "refine_steps" in self.info:
+                how = "take the averages of the ensemble that was refined, or resample() that first"
             raise ValueError(
-                "this ensemble has no log-density, hence no weights: sample with the density "
-                "(with_density=True), or ask for plain averages (weighted=False)"
+                f"this ensemble has no log-density, hence no weights: {how}, or ask for plain "
+                "averages (weighted=False)"
             )
         log_weights = -self.energies - self.log_density
         return torch.where(torch.isfinite(log_weights), log_weights, -math.inf)
@@ -202,30 +209,42 @@ class Ensemble:
 
     def mean(
         self,
-        observable: Callable[[Tensor], Tensor],
-        weighted: bool = True,
+        observable: Callable[[Tensor], Any],
+        weighted: bool | None = None,
         n_bootstrap: int = 200,
         seed: int = 0,
     ) -> Estimate:
-        """The average of a function of positions, `(batch, atoms, dims) -> (batch,)`."""
-        values = observable(self.positions)
+        """The average of a function of positions, `(batch, atoms, dims) -> (batch,)`.
+
+        Args:
+            observable: may return a tensor or an array.
+            weighted: whether by weight; None: yes, unless structures were drawn by weight already
+                (`resample`).
+        """
+        values = torch.as_tensor(observable(self.positions))
         if values.shape != self.energies.shape:
             raise ValueError(
                 f"the observable returned shape {tuple(values.shape)}; expected one number for "
                 f"each of the {len(self)} structures"
             )
-        weights = self.weights if weighted else None
+        weights = self._weights_of_averages(weighted)
         return weighted_mean(values.double(), weights, n_bootstrap, seed, self.groups)
 
-    def mean_energy(self, weighted: bool = True) -> Estimate:
-        """The average energy in kT."""
-        weights = self.weights if weighted else None
+    def mean_energy(self, weighted: bool | None = None) -> Estimate:
+        """The average energy in kT; `weighted` as in `mean`."""
+        weights = self._weights_of_averages(weighted)
         return weighted_mean(self.energies, weights, groups=self.groups)
+
+    def _weights_of_averages(self, weighted: bool | None) -> Tensor | None:
+        if weighted is None:
+            weighted = self.has_weights or "resampled_from" not in self.info
+        return self.weights if weighted else None
 
     @property
     def median_energy(self) -> float:
         """The median energy in kT, without weights: unlike the mean it bears a few overlaps."""
-        return float(self.energies.nanmedian())
+        lower, upper = self.energies.nanmedian(), -(-self.energies).nanmedian()
+        return float(lower + upper) / 2
 
     def resample(self, n: int | None = None, seed: int = 0) -> Ensemble:
         """`n` structures drawn by weight: equally weighted, repeated where the weight is large.
@@ -341,10 +360,15 @@ class Ensemble:
         return write_ensemble(self, path, overwrite)
 
     @classmethod
-    def load(cls, path: str | Path, system: System | None = None) -> Ensemble:
-        """The ensemble in an .npz file; a system that is not built in must be given."""
+    def load(cls, path: str | Path, system: System | str | Path | None = None) -> Ensemble:
+        """The ensemble in an .npz file; a system that is not built in must be given.
+
+        Raises:
+            ValueError: the system has another name than in the file, or other energies.
+        """
         arrays = read_arrays(path, ("positions", "energies", "system", "info"))
         name = str(arrays["system"])
+        system = None if system is None else load_system(system)
         if system is not None and system.name != name:
             raise ValueError(f"{path} holds structures of {name!r}, not of {system.name!r}")
         if system is None:
@@ -358,9 +382,13 @@ class Ensemble:
         info = json.loads(str(arrays["info"]))
         if "mirrored" in info:
             info["mirrored"] = Estimate.read(info["mirrored"])
+        positions, energies = (torch.as_tensor(arrays[key]) for key in ("positions", "energies"))
+        computed = system.potential.energy(positions[:N_COMPARED]).double()
+        known = torch.isfinite(computed)
+        check_same_energies(path, name, energies[:N_COMPARED].double()[known], computed[known])
         return cls(
-            torch.as_tensor(arrays["positions"]),
-            torch.as_tensor(arrays["energies"]),
+            positions,
+            energies,
             kept.pop("log_density", None),
             system,
             info,

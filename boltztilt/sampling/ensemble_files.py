@@ -43,8 +43,9 @@ def write_ensemble(ensemble: Ensemble, path: str | Path, overwrite: bool) -> lis
 
     try:
         write_trajectory(trajectory, ensemble.positions, ensemble.system)
-    except ValueError as error:
-        raise ValueError(f"{error}; all numbers are in {numbers}") from error
+    except (ValueError, OSError) as error:
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        raise kind(f"{error}; all numbers are in {numbers}") from error
     if trajectory.suffix != ".pdb":
         write_topology(trajectory.with_suffix(".pdb"), ensemble.system, ensemble.positions)
     return paths

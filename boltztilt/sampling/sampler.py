@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
-from boltztilt.energy import in_parts
+from boltztilt.energy import check_same_energies, in_parts
 from boltztilt.geometry import remove_mean
 from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
@@ -196,7 +196,7 @@ class Sampler:
             ValueError: the ensemble was drawn by another solver, since the density of a multistep
                 map has no such error, or it was not drawn at once from one seed.
         """
-        solver, seed = ensemble.info.get("solver", "rk4"), ensemble.info.get("seed")
+        solver, seed = ensemble.info.get("solver"), ensemble.info.get("seed")
         if solver != "rk4":
             raise ValueError(f"errors of integration are those of solver 'rk4', not {solver!r}")
         if not isinstance(seed, int):
@@ -324,7 +324,7 @@ class Sampler:
             self._compiled[wanted] = FieldRates.of(self.field, wanted)
         return self._compiled[wanted]
 
-    def transferred(self, system: System, **network: Any) -> Sampler:
+    def transferred(self, system: System | str | Path, **network: Any) -> Sampler:
         """The same weights for another system, such as a cluster of another size.
 
         Densities stay exact, so that the effective sample size tells how far the transfer carries.
@@ -336,6 +336,7 @@ class Sampler:
         Raises:
             ValueError: the weights do not fit the network that these settings describe.
         """
+        system = load_system(system)
         settings = {**self.metadata.get("recipe", {}).get("network", {}), **network}
         field = build_network(settings, system).to(self.device)
         try:
@@ -351,7 +352,8 @@ class Sampler:
             "transferred_from": self.system.name,
             "recipe": recipe,
         }
-        kept = {name: value for name, value in self.metadata.items() if name != "pace"}
+        of_this_system = ("pace", "example_energies")
+        kept = {key: value for key, value in self.metadata.items() if key not in of_this_system}
         return self._like(system, field, {**kept, **changed})
 
     def save(self, path: str | Path) -> None:
@@ -359,7 +361,9 @@ class Sampler:
         save_weights(path, self.field.state_dict(), self.metadata)
 
     @classmethod
-    def load(cls, target: str | Path | System, system: System | None = None) -> Sampler:
+    def load(
+        cls, target: str | Path | System, system: System | str | Path | None = None
+    ) -> Sampler:
         """The sampler of a shipped system, a run folder or a weights file.
 
         Args:
@@ -369,8 +373,10 @@ class Sampler:
 
         Raises:
             FileNotFoundError: there are no weights at the target.
-            ValueError: the file is damaged or foreign, or belongs to another system.
+            ValueError: the file is damaged or foreign, or belongs to another system, also one of
+                the same name with another energy.
         """
+        system = None if system is None else load_system(system)
         path, kept = find_weights(target)
         weights, metadata = load_weights(path)
         try:
@@ -393,6 +399,9 @@ class Sampler:
                 f"{system.n_atoms}: give the system it was trained for, or train anew "
                 "(Sampler.transferred carries weights of alike atoms over)"
             )
+        if (known := metadata.get("example_energies")) is not None:
+            stored = torch.tensor([math.nan if each is None else each for each in known])
+            check_same_energies(path, system.name, stored.double(), system.example_energies())
         field = build_network(network, system)
         try:
             field.load_state_dict(weights)

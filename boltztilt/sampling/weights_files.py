@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from boltztilt.run_folder import KEPT_SYSTEM
+from boltztilt.run_folder import KEPT_SYSTEM, holds_run
 from boltztilt.systems.system import System, available_systems, load_system
 
 
@@ -17,8 +17,9 @@ def find_weights(target: str | Path | System) -> tuple[Path, System | None]:
     if path.is_dir():
         weights, kept = path / "weights.safetensors", path / KEPT_SYSTEM
         if not weights.is_file():
+            how = "continue training there (--resume)" if holds_run(path) else "train there first"
             raise FileNotFoundError(
-                f"{path} holds no weights.safetensors: train there first, or give another folder"
+                f"{path} holds no weights.safetensors: {how}, or give another folder"
             )
         return weights, load_system(kept) if kept.is_file() else None
     if path.suffix == ".safetensors":

@@ -35,6 +35,8 @@ def record_of(run: TrainingRun) -> dict[str, Any]:
         "versions": {"boltztilt": boltztilt.__version__, "torch": torch.__version__},
         "recipe": run.recipe.to_mapping(),
     }
+    if run.example_energies is not None:
+        record["example_energies"] = run.example_energies.tolist()
     if run.start is not None:
         record["start"] = run.start.metadata
     return record

@@ -71,6 +71,7 @@ class TrainingRun:
         self.old_rates = old
         self.potential = CountedPotential(system.potential)
         self._set_evaluated(0)
+        self.example_energies = None if system.source is None else system.example_energies()
         self.losses = Losses(
             system,
             self.potential,

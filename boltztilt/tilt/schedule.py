@@ -9,6 +9,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 SMALLEST_STEP = 1e-30
+LEAST_REST = 1e-6
+"""Of the tilt. Where so little of it changes the law of the particles, the target has none."""
 N_BISECTIONS = 80
 
 
@@ -44,10 +46,16 @@ def choose_step(
     The bisection runs on a logarithmic scale because first steps off a Gaussian base are tiny.
 
     Raises:
-        ValueError: even a vanishing step loses too many samples (too few finite rewards).
+        ValueError: even a vanishing step loses too many samples (too few finite rewards), or the
+            last of a tilt changes the law without end, since exp(-U) has no finite integral.
     """
     if conditional_ess(rewards, largest, log_weights) >= target:
         return largest
+    if largest < LEAST_REST:
+        raise ValueError(
+            f"the particles spread without end as the tilt approaches 1 (only {largest:.1g} is "
+            "left): exp(-U) has no finite integral; add a trap or walls that hold the atoms"
+        )
     low, high = math.log(SMALLEST_STEP), math.log(largest)
     if not conditional_ess(rewards, SMALLEST_STEP, log_weights) >= target:  # also where it is NaN
         n_finite = int(torch.isfinite(rewards).sum())

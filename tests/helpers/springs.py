@@ -5,6 +5,7 @@ import math
 import torch
 
 from boltztilt.energy import CallablePotential
+from boltztilt.geometry import remove_mean
 from boltztilt.sampling.base import Gaussian
 from boltztilt.sampling.ensemble import Ensemble
 from boltztilt.systems.system import System
@@ -18,7 +19,7 @@ ESS = (VARIANCE * (2 - VARIANCE)) ** (DOF / 2)
 
 
 def spring_energy(positions):
-    return 0.5 * STIFFNESS * positions.square().sum(dim=(1, 2))
+    return 0.5 * STIFFNESS * remove_mean(positions).square().sum(dim=(1, 2))
 
 
 SPRING = System("spring", CallablePotential(spring_energy, 3, 3, mirror_symmetric=True))
