@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from boltztilt.whole_numbers import whole_number
+
 STRUCTURES_AT_ONCE = 4096
 """Of which energies and forces are computed at a time: more need more memory and are no faster."""
 
@@ -83,11 +85,9 @@ class CallablePotential(Potential):
         centered: bool = True,
         mirror_symmetric: bool = False,
     ):
-        if n_atoms < 1 or n_dims < 1:
-            raise ValueError(f"n_atoms and n_dims must be positive, got {n_atoms} and {n_dims}")
         self.function = function
-        self.n_atoms = n_atoms
-        self.n_dims = n_dims
+        self.n_atoms = whole_number("n_atoms", n_atoms)
+        self.n_dims = whole_number("n_dims", n_dims)
         self.centered = centered
         self.mirror_symmetric = mirror_symmetric
 

@@ -16,6 +16,7 @@ from boltztilt.energy import CallablePotential, Potential, check_behaviour
 from boltztilt.sampling.base import BondGaussian, Gaussian
 from boltztilt.suggestions import check_settings, did_you_mean
 from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
+from boltztilt.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     import ase
@@ -103,11 +104,12 @@ class System:
 
     def __post_init__(self) -> None:
         potential = as_potential(self.potential, self.n_atoms, self.n_dims)
+        species = self.species if len(self.species) else self._default_species(potential)
         derived: dict[str, Any] = {
             "potential": potential,
             "n_atoms": potential.n_atoms,
             "n_dims": potential.n_dims,
-            "species": self.species or self._default_species(potential),
+            "species": tuple(whole_number("species", each, least=0) for each in species),
         }
         if self.molecule is not None:
             alike = len(set(derived["species"])) == 1

@@ -222,7 +222,7 @@ def test_integration_error_needs_one_seed_and_the_solver():
 
 @pytest.mark.parametrize("n", [0, -5])
 def test_samples_that_are_none_are_refused(n):
-    with pytest.raises(ValueError, match="sample at least 1"):
+    with pytest.raises(ValueError, match="give at least 1"):
         exact_sampler().sample(n)
 
 

@@ -23,6 +23,7 @@ from boltztilt.sampling.estimate import Estimate, weighted_mean
 from boltztilt.sampling.mcmc import ChainState, hmc
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.annealing import ChainGroups, find_ladder
+from boltztilt.whole_numbers import seeded, whole_number
 
 N_LEAPFROG = 8
 N_BURN_IN = 100
@@ -163,8 +164,7 @@ def make_reference(
     common ancestors, and then give one sample each every `n_between` trajectories: by default as
     many as it takes for the correlation of every slow observable to fall below 0.1.
     """
-    if n_samples < 4:
-        raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
+    n_samples, seed = whole_number("n_samples", n_samples, least=4), seeded(seed)
     n_chains = n_chains or min(1000, n_samples // 2)
     if not 2 <= n_chains <= n_samples // 2:
         raise ValueError(

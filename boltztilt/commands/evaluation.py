@@ -59,7 +59,7 @@ def evaluate(
     """Compares a sampler with reference samples; writes report.json and plots.
 
     Without --reference it makes them, as boltztilt reference does, once, and
-    keeps them in the folder.
+    keeps them in the folder. An earlier report there is replaced.
 
     [bold]Examples[/bold]
       boltztilt evaluate runs/lj13

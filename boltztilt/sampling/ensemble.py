@@ -25,6 +25,7 @@ from boltztilt.sampling.joining import joined, joined_info, numbered_apart
 from boltztilt.sampling.refinement import refined
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
+from boltztilt.whole_numbers import seeded, whole_number
 
 N_COMPARED = 64
 """Structures of a file whose energies are compared with those of the system it is read for."""
@@ -253,9 +254,7 @@ class Ensemble:
         Its copies are one group, so that errors of averages are those over distinct structures,
         whatever becomes of the copies.
         """
-        n = len(self) if n is None else n
-        if n < 1:
-            raise ValueError(f"n is {n}; resample at least 1 structure")
+        n, seed = whole_number("n", len(self) if n is None else n), seeded(seed)
         generator = torch.Generator().manual_seed(seed)
         chosen = systematic_resampling(self.weights[None], n, generator)[0]
         info = {**self.info, "resampled_from": len(self), "resample_seed": seed}
@@ -282,7 +281,8 @@ class Ensemble:
         seeds, and repeated refinements, move independently of each other.
         """
         started = time.monotonic()
-        seed = self._own_seed() if seed is None else seed
+        n_steps = whole_number("n_steps", n_steps)
+        seed = self._own_seed() if seed is None else seeded(seed)
         n_before = int(self.info.get("refine_steps", 0))
         given = (n_steps, seed, step_size, batch_size, n_before)
         end = refined(self.system, self.positions, *given)

@@ -11,6 +11,7 @@ from torch import Tensor
 from boltztilt.energy import CountedPotential
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.systems.system import System
+from boltztilt.whole_numbers import whole_number
 
 SHORT_TRAJECTORY = 3
 """Leapfrog steps of the trajectories that bring energies down."""
@@ -61,8 +62,7 @@ def refined(
     goes on from that of the one before. `n_before` steps of earlier refinements have used up random
     numbers of the same seed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+    batch_size = whole_number("batch_size", batch_size)
     potential = CountedPotential(system.potential)
     generator = generator_apart(seed, n_before)
     step_size = first_step(system) if step_size is None else step_size

@@ -33,6 +33,7 @@ from boltztilt.sampling.solvers import (
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
 from boltztilt.sampling.weights_files import find_weights, with_kept_name
 from boltztilt.systems.system import System, available_systems, load_system
+from boltztilt.whole_numbers import seeded, whole_number
 
 WORTH_COMPILING = {"cpu": 1.5e7, "cuda": 2e9}
 """Solver steps times pairs of atoms times layers from which on compilation pays.
@@ -104,8 +105,7 @@ class Sampler:
         Raises:
             ValueError: the field cannot be used with the solver, or with `stochastic`.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; sample at least 1 structure")
+        n, seed = whole_number("n", n), seeded(seed)
         started = time.monotonic()
         generator = torch.Generator().manual_seed(seed)
         starts = self.system.base.sample(n, generator)
@@ -309,9 +309,7 @@ class Sampler:
         """Structures of a batch, by default fewer where each fills `fill` times as much memory."""
         if wanted is None:
             return max(1, structures_at_once(self.system.n_atoms, self.device) // fill)
-        if wanted < 1:
-            raise ValueError(f"batch_size is {wanted}; give at least 1, or leave it out")
-        return wanted
+        return whole_number("batch_size", wanted)
 
     def _rates(self, n_steps: int, solver: str) -> FieldRates:
         """The field as the solver calls it, compiled where that pays for the work ahead."""

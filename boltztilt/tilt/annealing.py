@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.schedule import choose_step
+from boltztilt.whole_numbers import seeded, whole_number
 
 DEFAULT_PER_GROUP = 32
 DEFAULT_CESS = 0.8
@@ -67,7 +69,11 @@ def anneal(
         Del Moral, Doucet, Jasra (2006), Sequential Monte Carlo samplers, for resampling, and for
         why the estimate of Z is unbiased, doi:10.1111/j.1467-9868.2006.00553.x.
     """
-    _check(n, n_per_group, cess, n_steps, n_leapfrog, batch_size)
+    counts = {"n": n, "n_per_group": n_per_group, "n_steps": n_steps, "n_leapfrog": n_leapfrog}
+    n, n_per_group, n_steps, n_leapfrog = starmap(whole_number, counts.items())
+    seed = seeded(seed)
+    if not 0.0 < cess < 1.0:
+        raise ValueError(f"cess is {cess}; give a fraction between 0 and 1, such as 0.8")
     started = time.monotonic()
     system = load_system(target)
     potential = CountedPotential(system.potential)
@@ -84,7 +90,8 @@ def anneal(
     show = partial(_show, progress, n, PILOT_CHAINS + n_groups * n_per_group)
     ladder = find_ladder(start(1, PILOT_CHAINS), cess, partial(show, 0, PILOT_CHAINS))
     n_energy_pilot = potential.n_energy
-    batch_size = batch_size or BATCH_ATOM_PAIRS // system.n_atoms**2
+    usual = max(1, BATCH_ATOM_PAIRS // system.n_atoms**2)
+    batch_size = whole_number("batch_size", usual if batch_size is None else batch_size)
     runs, done = [], PILOT_CHAINS
     for each in torch.arange(n_groups).split(max(1, batch_size // n_per_group)):
         runs.append(start(len(each), n_per_group))
@@ -275,20 +282,3 @@ def _show(
     """Reports a fraction of the work on `n_chains`, beside those done, as a number out of `n`."""
     if progress is not None:
         progress(round(n * (done + fraction * n_chains) / n_total), n)
-
-
-def _check(
-    n: int, n_per_group: int, cess: float, n_steps: int, n_leapfrog: int, batch_size: int | None
-) -> None:
-    counts = {
-        "n": n,
-        "n_per_group": n_per_group,
-        "n_steps": n_steps,
-        "n_leapfrog": n_leapfrog,
-        "batch_size": 1 if batch_size is None else batch_size,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; give 1 or more")
-    if not 0.0 < cess < 1.0:
-        raise ValueError(f"cess is {cess}; give a fraction between 0 and 1, such as 0.8")

@@ -24,6 +24,7 @@ from boltztilt.systems.system import System, load_system
 from boltztilt.tilt.recipe import STOCHASTIC, Recipe, load_recipe, merged
 from boltztilt.tilt.run import TrainingRun, state_path
 from boltztilt.tilt.status import TrainingStatus
+from boltztilt.whole_numbers import seeded
 
 BESIDE_THE_LAW = (
     *("name", "title", "description", "convention"),
@@ -69,7 +70,7 @@ def train(
             another file of the name of one that describes the system.
         KeyboardInterrupt: after SIGINT, once a checkpoint is written.
     """
-    system = load_system(system)
+    system, seed = load_system(system), seeded(seed)
     folder = None if out is None else Path(out)
     if folder is not None and not (resume or overwrite):
         refuse_run_files(folder)
