@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from boltztilt.analysis.equilibration import check_equilibration, slow_observables
-from boltztilt.energy import CountedPotential, Potential, check_same_energies, in_parts
+from boltztilt.energy import CountedPotential, check_same_energies, in_parts
 from boltztilt.files import atomic_path, check_writable, read_arrays
 from boltztilt.report import plain
 from boltztilt.sampling.estimate import Estimate, weighted_mean
@@ -177,7 +177,8 @@ def make_reference(
     bar = _ProgressBar(progress, n_rounds)
     annealed = ChainGroups(potential, system.base, 1, n_chains, generator)
     ladder = find_ladder(annealed, progress=bar.annealing)
-    run = partial(_run, potential, generator=generator, bar=bar)
+    move = partial(hmc, potential, scale=system.base.mode_scale)
+    run = partial(_run, move, generator=generator, bar=bar)
     state = run(annealed.positions, N_BURN_IN, ladder.step_sizes[-1], adapt=True)
     if n_between is None:
         state, n_between = _forget(system, state, run)
@@ -251,7 +252,7 @@ class _ProgressBar:
 
 
 def _run(
-    potential: Potential,
+    move: Callable[..., ChainState],
     positions: Tensor,
     n_steps: int,
     step_size: float,
@@ -262,7 +263,7 @@ def _run(
     """`n_steps` trajectories, in blocks, so that progress shows."""
     for done in range(0, n_steps, BLOCK):
         block = min(BLOCK, n_steps - done)
-        state = hmc(potential, positions, block, step_size, N_LEAPFROG, generator, adapt)
+        state = move(positions, block, step_size, N_LEAPFROG, generator, adapt)
         positions, step_size = state.positions, state.step_size
         bar.advance(block)
     return state
