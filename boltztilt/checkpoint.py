@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import struct
@@ -72,7 +73,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state, whole or not at all."""
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's own way to say that files cannot grow
+            reason = str(error).splitlines()[0]
+            raise OSError(errno.EIO, f"torch failed ({reason}), perhaps for a full disk") from error
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

@@ -314,11 +314,15 @@ def energy_words(estimate: Any) -> str:
     return f"{estimate} kT"
 
 
+UNPRINTED = ("start", "pace", "examples")
+"""Entries of a record of training that are too long to be printed."""
+
+
 def weight_rows(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     """How weights were made: the last run in full, and a row for each one that it started from."""
     from boltztilt.checkpoint import runs_before
 
-    rows = report_rows(metadata, without=("start", "pace", "example_energies"))
+    rows = report_rows(metadata, without=UNPRINTED)
     for earlier in runs_before(metadata):
         costs = {key: earlier[key] for key in RUN_COSTS if key in earlier}
         rows.append(("started from", f"{earlier.get('system')}: {as_words(costs)}"))

@@ -6,7 +6,7 @@ counted, never raised, and such a configuration gets zero weight.
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -115,9 +115,9 @@ SAME_ENERGY = 1e-3
 
 
 def check_same_energies(
-    path: object, name: str, stored: Tensor, computed: Float[Tensor, "batch"]
+    path: object, system: Any, stored: Tensor, computed: Float[Tensor, "batch"]
 ) -> None:
-    """Raises ValueError where energies in a file are not those that a system of a name computes."""
+    """Raises ValueError where energies in a file are not those that a system computes."""
     if stored.shape != computed.shape:
         raise ValueError(
             f"{path} holds energies of shape {tuple(stored.shape)} for {len(computed)} structures; "
@@ -128,8 +128,9 @@ def check_same_energies(
     alike = ((stored - computed).abs() <= tolerance) | both_failed
     if differing := int((~alike).sum()):
         raise ValueError(
-            f"{path}: {differing} of {len(computed)} energies differ from {name}'s; the file "
-            "follows another convention, or was made for another system of that name: give that one"
+            f"{path}: {differing} of {len(computed)} energies differ from {system.name}'s; the "
+            f"file follows another convention than {system.convention or 'this system'}, or was "
+            "made for another system of that name: give that one"
         )
 
 
@@ -151,7 +152,8 @@ def check_behaviour(potential: Potential, positions: Float[Tensor, "batch atoms 
         )
     if not potential.centered:
         return
-    moved = potential.energy(positions + positions.std()).double()
+    apart = positions.std() * torch.arange(1, potential.n_dims + 1, dtype=positions.dtype)
+    moved = potential.energy(positions + apart).double()
     if bool(((moved - energies).abs() > 0.01 * energies.abs().clamp(min=1.0)).any()):
         warnings.warn(
             "the energy changes where all atoms are moved together, and is sampled only where "

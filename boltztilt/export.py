@@ -1,5 +1,6 @@
 """Trajectory and topology files through mdtraj, in nm."""
 
+import errno
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,14 +65,21 @@ def write_trajectory(
 
 
 def _save(trajectory: "mdtraj.Trajectory", path: Path) -> None:
-    """Writes the trajectory, also where mdtraj, which takes ASCII alone, cannot."""
-    if str(path).isascii():
-        trajectory.save(str(path))
-        return
-    with TemporaryDirectory() as folder:
-        elsewhere = Path(folder) / f"trajectory{path.suffix}"
-        trajectory.save(str(elsewhere))
-        shutil.copyfile(elsewhere, path)
+    """Writes the trajectory, also where mdtraj, which takes ASCII alone, cannot.
+
+    Raises:
+        OSError: it cannot be written, of which mdtraj tells by errors of several kinds.
+    """
+    try:
+        if str(path).isascii():
+            trajectory.save(str(path))
+            return
+        with TemporaryDirectory() as folder:
+            elsewhere = Path(folder) / f"trajectory{path.suffix}"
+            trajectory.save(str(elsewhere))
+            shutil.copyfile(elsewhere, path)
+    except (RuntimeError, TypeError) as error:
+        raise OSError(errno.EIO, f"mdtraj failed ({error}), perhaps for a full disk") from error
 
 
 def write_topology(

@@ -23,6 +23,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -58,9 +60,10 @@ def read_arrays(path: str | Path, required: Sequence[str]) -> dict[str, np.ndarr
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if not zipfile.is_zipfile(path):
+        ours = "it is damaged or incomplete"
+        others = "give the .npz that is written beside trajectories"
         raise ValueError(
-            f"{path} is not an .npz file of samples: give the .npz that is written beside "
-            "trajectories"
+            f"{path} is not an .npz file of samples: {ours if path.suffix == '.npz' else others}"
         )
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -34,7 +34,8 @@ class OneLineErrors(TyperGroup):
             if debug:
                 raise
             if lacks_memory(error):
-                fail(f"not enough memory ({first_line(error)}): ask for fewer structures (-n)")
+                how = "ask for less at once, such as fewer structures or particles"
+                fail(f"not enough memory ({first_line(error)}): {how}")
             if not hasattr(error, "format_message"):
                 raise
             fail(error.format_message())

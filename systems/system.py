@@ -104,7 +104,8 @@ class System:
 
     def __post_init__(self) -> None:
         potential = as_potential(self.potential, self.n_atoms, self.n_dims)
-        species = self.species if len(self.species) else self._default_species(potential)
+        given = self.species is not None and len(self.species) > 0
+        species = self.species if given else self._default_species(potential)
         derived: dict[str, Any] = {
             "potential": potential,
             "n_atoms": potential.n_atoms,
@@ -149,16 +150,10 @@ class System:
                     "finite"
                 )
         if _is_foreign(potential):
-            check_behaviour(potential, self._examples())
+            check_behaviour(potential, self.examples())
 
-    def example_energies(self) -> Tensor:
-        """U in kT of a few structures that follow from the system alone, `(4,)`, float64.
-
-        They tell systems apart that share a name.
-        """
-        return self.potential.energy(self._examples()).double()
-
-    def _examples(self) -> Tensor:
+    def examples(self) -> Tensor:
+        """A few structures at which an energy can be tried, `(4, n_atoms, n_dims)`."""
         generator = torch.Generator().manual_seed(0)
         if self.molecule is not None:
             return self.molecule.distorted(4, generator).float()

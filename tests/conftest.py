@@ -1,6 +1,7 @@
 """Shapes in the signatures are enforced here and nowhere else; fixtures shared by the tests."""
 
 import os
+import resource
 import sys
 
 import pytest
@@ -38,6 +39,15 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_disk():
+    """Files cannot grow beyond 20 kB, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -146,3 +146,11 @@ def test_missing_files_are_named(tmp_path):
         load_weights(tmp_path / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         load_state(tmp_path / "absent.pt")
+
+
+def test_a_full_disk_leaves_the_state_before(small_disk, tmp_path):
+    path = tmp_path / "state.pt"
+    save_state(path, {"progress": 1})
+    with pytest.raises(OSError, match=r"cannot write .*state\.pt: "):
+        save_state(path, {"progress": 2, "large": torch.zeros(100_000)})
+    assert load_state(path) == {"progress": 1}

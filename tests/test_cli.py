@@ -90,7 +90,7 @@ def test_info_tells_the_runs_before_in_a_row_each():
         (["sample", "lj13", "--solver", "euler"], "euler"),
         (["sample", "lj13", "--device", "cuda:77"], "cuda:77"),
         (["sample", "lj13", "--device", "meta"], "meta cannot be used here"),
-        (["sample", "dw4", "-q", "-n", "1000000000000"], "ask for fewer structures (-n)"),
+        (["sample", "dw4", "-q", "-n", "1000000000000000"], "ask for less at once"),
         (["sample", "lj13", "--weights", "absent.safetensors"], "absent.safetensors"),
         (["sample"], "name"),
         (["anneal", "lj31"], "did you mean 'lj13'"),

@@ -284,10 +284,18 @@ def test_averages_of_resampled_structures_are_plain_and_those_of_refined_ones_ex
     assert resampled.mean_energy() == resampled.mean_energy(weighted=False)
     assert resampled.mean(spring_energy).value == pytest.approx(resampled.mean_energy().value)
     assert resampled.refine(3).mean_energy().error > 0
-    with pytest.raises(ValueError, match=r"averages of the ensemble that was refined"):
+    with pytest.raises(ValueError, match=r"take averages before refine\(\)"):
         ensemble.refine(3).mean_energy()
     with pytest.raises(ValueError, match=r"with_density=True"):
         importance_sample(10, 0, with_density=False).mean_energy()
+
+
+def test_joined_resampled_structures_keep_plain_averages():
+    parts = [importance_sample(n, n).resample(20, seed=n) for n in (50, 80)]
+    joined = Ensemble.join(parts)
+    assert joined.mean_energy().value == pytest.approx(float(joined.energies.mean()))
+    assert joined.info["resampled_from"] == 130
+    assert joined.info["n_distinct"] == sum(part.info["n_distinct"] for part in parts)
 
 
 def test_observables_may_return_arrays():

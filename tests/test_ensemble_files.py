@@ -110,5 +110,31 @@ def test_unknown_suffixes_and_foreign_files_are_refused(tmp_path):
 def test_structures_of_another_energy_of_the_same_name_are_refused(tmp_path):
     importance_sample(5, 0).save(tmp_path / "out.npz")
     stiffer = CallablePotential(lambda x: 2 * spring_energy(x), 3)
-    with pytest.raises(ValueError, match="5 of 5 energies differ from spring's"):
+    with pytest.raises(ValueError, match="4 of 4 energies differ from spring's"):
         Ensemble.load(tmp_path / "out.npz", System("spring", stiffer))
+
+
+@pytest.mark.parametrize("suffix", ["dcd", "xtc", "npz"])
+def test_a_full_disk_is_told_by_the_name_of_the_file(small_disk, tmp_path, suffix):
+    n = 2000 if suffix == "npz" else 370  # numbers of the latter are kept
+    ensemble = importance_sample(n, 0, with_density=False)
+    with pytest.raises(OSError, match=rf"cannot write .*out\.{suffix}: ") as told:
+        ensemble.save(tmp_path / f"out.{suffix}")
+    left = [path.name for path in tmp_path.iterdir()]
+    if suffix == "npz":
+        assert left == []
+    else:
+        assert set(left) == {"out.npz", "out.report.json"}
+        assert "all numbers are in" in str(told.value)
+
+
+def test_malformed_files_are_refused_for_what_they_are(tmp_path):
+    path = tmp_path / "out.npz"
+    importance_sample(6, 0).save(path)
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "energies": arrays["energies"][:3]})
+    with pytest.raises(ValueError, match=r"given for 3 energies of spring"):
+        Ensemble.load(path, SPRING)
+    np.savez(path, **{**arrays, "positions": arrays["positions"][:, :2]})
+    with pytest.raises(ValueError, match=r"expected \(6, 3, 3\)"):
+        Ensemble.load(path, SPRING)

@@ -213,7 +213,7 @@ def test_integration_error_is_the_change_on_halving_the_step():
 
 def test_integration_error_needs_one_seed_and_the_solver():
     sampler = rough_sampler(well())
-    with pytest.raises(ValueError, match="those of solver 'rk4', not None"):
+    with pytest.raises(ValueError, match="those of solver 'rk4', not 'annealed"):
         sampler.integration_error(anneal(sampler.system, 16, n_per_group=4, n_steps=1))
     joined = Ensemble.join([sampler.sample(20, seed=seed) for seed in (1, 2)])
     with pytest.raises(ValueError, match=r"this ensemble tells \[1, 2\]"):

@@ -58,5 +58,5 @@ def test_interrupted_ladders_continue_to_the_same_result(found, tmp_path, monkey
     assert seen == [28, 32, 36, 40]
     assert torch.equal(resumed.starts, found.starts)
     assert resumed.averages == found.averages
-    with pytest.raises(ValueError, match="was made with seed = 2: resume with the same"):
+    with pytest.raises(ValueError, match="was made with seed = 2: resume with the same, or delete"):
         temper(water(), 40, seed=3, state_path=path, resume=True)

@@ -136,6 +136,8 @@ def test_weights_of_another_energy_of_the_same_name_are_refused(tmp_path, well_f
     weights = tmp_path / "run" / "weights.safetensors"
     assert len(Sampler.load(tmp_path / "run").sample(3)) == 3
     assert len(Sampler.load(weights, well_file).sample(3)) == 3
+    well_file.write_text("base_std = 1.5\n" + WELL)
+    assert len(Sampler.load(weights, well_file).sample(3)) == 3  # the energy is the same
     well_file.write_text(WELL.replace("4.0", "5.0"))
     with pytest.raises(ValueError, match="4 of 4 energies differ from well's"):
         Sampler.load(weights, well_file)

@@ -126,7 +126,7 @@ class Reference:
             )
         if "energies" in arrays:
             stored = torch.as_tensor(arrays["energies"]).double()
-            check_same_energies(path, system.name, stored, energies)
+            check_same_energies(path, system, stored, energies)
         checks, info = (json.loads(str(arrays.get(name, "{}"))) for name in ("checks", "info"))
         groups = arrays.get("groups")
         if groups is not None and groups.shape != energies.shape:

@@ -175,7 +175,7 @@ class _Climb:
         state = load_state(path)
         if other := {key for key in given if state["given"].get(key) != given[key]}:
             words = ", ".join(f"{key} = {state['given'].get(key)}" for key in sorted(other))
-            raise ValueError(f"{path} was made with {words}: resume with the same, or start anew")
+            raise ValueError(f"{path} was made with {words}: resume with the same, or delete it")
         chains = TemperedChains(state["positions"], state["energies"], state["step_size"])
         generator = torch.Generator()
         generator.set_state(state["generator"])

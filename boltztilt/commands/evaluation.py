@@ -178,6 +178,9 @@ def sample_reference(
     from boltztilt.analysis.molecular_reference import make_molecular_reference
 
     partial.mkdir(exist_ok=True)
+    if not resume:
+        for old in partial.glob("*.pt"):
+            old.unlink()
     tempered = _tempered(system, seed, partial, resume, quiet)
     state = partial / "dynamics.pt"
     with console.counting_bar("Langevin dynamics", "ps", quiet) as progress:

@@ -78,6 +78,6 @@ def train(
             )
     except KeyboardInterrupt:
         raise stopped(next_command(name, output, device)) from None
-    rows = console.report_rows(sampler.metadata, {"recipe", "start"})
+    rows = console.report_rows(sampler.metadata, {"recipe", *console.UNPRINTED})
     console.print_table(f"trained {name}", rows)
     console.print_files([output / "weights.safetensors", output / "log.csv"])

@@ -27,7 +27,7 @@ from boltztilt.sampling.resampling import systematic_resampling
 from boltztilt.systems.system import System, available_systems, load_system
 from boltztilt.whole_numbers import seeded, whole_number
 
-N_COMPARED = 64
+N_COMPARED = 4
 """Structures of a file whose energies are compared with those of the system it is read for."""
 
 
@@ -128,7 +128,7 @@ class Ensemble:
         if self.log_density is None:
             how = "sample with the density (with_density=True)"
             if "refine_steps" in self.info:
-                how = "take the averages of the ensemble that was refined, or resample() that first"
+                how = "take averages before refine(), by weight, or resample() before it"
             raise ValueError(
                 f"this ensemble has no log-density, hence no weights: {how}, or ask for plain "
                 "averages (weighted=False)"
@@ -195,7 +195,7 @@ class Ensemble:
 
     @property
     def cautions(self) -> list[str]:
-        """Why weighted averages and their errors may not be trusted; empty where they may."""
+        """Why averages and their errors may not be trusted; empty where they may."""
         return cautions(self)
 
     @property
@@ -380,17 +380,18 @@ class Ensemble:
             system = load_system(name)
         kept = {name: torch.as_tensor(arrays[name]) for name in PER_STRUCTURE if name in arrays}
         info = json.loads(str(arrays["info"]))
-        if "mirrored" in info:
+        if isinstance(info.get("mirrored"), dict):
             info["mirrored"] = Estimate.read(info["mirrored"])
-        positions, energies = (torch.as_tensor(arrays[key]) for key in ("positions", "energies"))
-        computed = system.potential.energy(positions[:N_COMPARED]).double()
-        known = torch.isfinite(computed)
-        check_same_energies(path, name, energies[:N_COMPARED].double()[known], computed[known])
-        return cls(
-            positions,
-            energies,
+        loaded = cls(
+            torch.as_tensor(arrays["positions"]),
+            torch.as_tensor(arrays["energies"]),
             kept.pop("log_density", None),
             system,
             info,
             **kept,
         )
+        computed = system.potential.energy(loaded.positions[:N_COMPARED].float()).double()
+        known = torch.isfinite(computed)
+        stored = loaded.energies[:N_COMPARED]
+        check_same_energies(path, system, stored[known], computed[known])
+        return loaded

@@ -49,6 +49,10 @@ def joined_info(infos: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[s
     for cost in ("n_energy", "wall_time", "n_ancestors", "folded"):
         if any(cost in info for info in infos):
             joined[cost] = sum(info.get(cost, 0) for info in infos)
+    for number in ("resampled_from", "n_distinct"):
+        joined.pop(number, None)
+        if all(number in info for info in infos):
+            joined[number] = sum(info[number] for info in infos)
     if any("seed" in info for info in infos):
         joined["seed"] = [info.get("seed") for info in infos]
     if any("mirrored" in info for info in infos):

@@ -196,7 +196,8 @@ class Sampler:
             ValueError: the ensemble was drawn by another solver, since the density of a multistep
                 map has no such error, or it was not drawn at once from one seed.
         """
-        solver, seed = ensemble.info.get("solver"), ensemble.info.get("seed")
+        known, seed = ensemble.info, ensemble.info.get("seed")
+        solver = known.get("solver", known.get("method", "rk4"))
         if solver != "rk4":
             raise ValueError(f"errors of integration are those of solver 'rk4', not {solver!r}")
         if not isinstance(seed, int):
@@ -350,7 +351,7 @@ class Sampler:
             "transferred_from": self.system.name,
             "recipe": recipe,
         }
-        of_this_system = ("pace", "example_energies")
+        of_this_system = ("pace", "examples")
         kept = {key: value for key, value in self.metadata.items() if key not in of_this_system}
         return self._like(system, field, {**kept, **changed})
 
@@ -397,15 +398,22 @@ class Sampler:
                 f"{system.n_atoms}: give the system it was trained for, or train anew "
                 "(Sampler.transferred carries weights of alike atoms over)"
             )
-        if (known := metadata.get("example_energies")) is not None:
-            stored = torch.tensor([math.nan if each is None else each for each in known])
-            check_same_energies(path, system.name, stored.double(), system.example_energies())
+        if (examples := metadata.get("examples")) is not None:
+            _check_examples(path, system, examples)
         field = build_network(network, system)
         try:
             field.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit its own network: {error}") from error
         return cls(system, field, metadata)
+
+
+def _check_examples(path: Path, system: System, examples: dict[str, Any]) -> None:
+    """Raises ValueError where structures that weights tell of have other energies here."""
+    known = [math.nan if each is None else each for each in examples["energies"]]
+    computed = system.potential.energy(torch.tensor(examples["positions"], dtype=torch.float32))
+    stored = torch.tensor(known, dtype=torch.float64)
+    check_same_energies(path, system, stored, computed.double())
 
 
 def sample(target: str | Path | System, n: int, seed: int = 0, **settings: Any) -> Ensemble:

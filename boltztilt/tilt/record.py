@@ -10,6 +10,7 @@ import boltztilt
 from boltztilt.hardware import hardware
 
 if TYPE_CHECKING:
+    from boltztilt.systems.system import System
     from boltztilt.tilt.run import TrainingRun
 
 
@@ -34,9 +35,15 @@ def record_of(run: TrainingRun) -> dict[str, Any]:
         "hardware": hardware(run.device),
         "versions": {"boltztilt": boltztilt.__version__, "torch": torch.__version__},
         "recipe": run.recipe.to_mapping(),
+        "examples": run.examples,
     }
-    if run.example_energies is not None:
-        record["example_energies"] = run.example_energies.tolist()
     if run.start is not None:
         record["start"] = run.start.metadata
     return record
+
+
+def examples_of(system: System) -> dict[str, Any]:
+    """A few structures with their energies in kT, which tell systems of one name apart."""
+    positions = system.examples()
+    energies = system.potential.energy(positions).double()
+    return {"positions": positions.tolist(), "energies": energies.tolist()}

@@ -26,7 +26,7 @@ from boltztilt.tilt.losses import Losses, Share, add_gradients
 from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
-from boltztilt.tilt.record import record_of
+from boltztilt.tilt.record import examples_of, record_of
 from boltztilt.tilt.regression import refuse_explicit_on_singular_core
 from boltztilt.tilt.start import Start, read_start
 from boltztilt.tilt.status import LOG_COLUMNS, TrainingStatus, fraction_done, write_log
@@ -71,7 +71,7 @@ class TrainingRun:
         self.old_rates = old
         self.potential = CountedPotential(system.potential)
         self._set_evaluated(0)
-        self.example_energies = None if system.source is None else system.example_energies()
+        self.examples = examples_of(system)
         self.losses = Losses(
             system,
             self.potential,

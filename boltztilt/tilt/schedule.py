@@ -51,17 +51,17 @@ def choose_step(
     """
     if conditional_ess(rewards, largest, log_weights) >= target:
         return largest
-    if largest < LEAST_REST:
-        raise ValueError(
-            f"the particles spread without end as the tilt approaches 1 (only {largest:.1g} is "
-            "left): exp(-U) has no finite integral; add a trap or walls that hold the atoms"
-        )
     low, high = math.log(SMALLEST_STEP), math.log(largest)
     if not conditional_ess(rewards, SMALLEST_STEP, log_weights) >= target:  # also where it is NaN
         n_finite = int(torch.isfinite(rewards).sum())
         raise ValueError(
             f"no tilt step keeps a conditional ESS of {target}: {n_finite} of {len(rewards)} "
             "rewards are finite; use a wider base or check the potential for NaN"
+        )
+    if largest < LEAST_REST:
+        raise ValueError(
+            f"the particles spread without end as the tilt approaches 1 (only {largest:.1g} is "
+            "left): exp(-U) has no finite integral; add a trap or walls that hold the atoms"
         )
     for _ in range(N_BISECTIONS):
         middle = (low + high) / 2
