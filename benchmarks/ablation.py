@@ -87,15 +87,18 @@ def judge(sampler: Sampler, options: argparse.Namespace, reference: Reference) -
     ensemble = sampler.sample(options.n, options.seed)
     n_reference = min(options.n, len(reference))
     at_reference = log_weights_at(sampler, reference, n_reference)
-    return {
-        "ess": ensemble.ess if ensemble.any_weight else 0.0,
-        "elbo": ensemble.elbo.value if ensemble.any_weight else -math.inf,
+    found = {
+        "ess": 0.0,
+        "elbo": -math.inf,
         "eubo": eubo(*at_reference).value,
         "w2_raw": energy_wasserstein(ensemble.energies, reference.energies),
-        "w2_reweighted": energy_wasserstein(ensemble.energies, reference.energies, ensemble.weights)
-        if ensemble.any_weight
-        else math.inf,
+        "w2_reweighted": math.inf,
     }
+    if ensemble.any_weight:
+        found["ess"], found["elbo"] = ensemble.ess, ensemble.elbo.value
+        given = (ensemble.energies, reference.energies, ensemble.weights)
+        found["w2_reweighted"] = energy_wasserstein(*given)
+    return found
 
 
 def figures(result: dict[str, Any], log_z: float) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boltztilt.one_line_errors import first_line
+from boltztilt.error_words import first_line
 from boltztilt.run_folder import KEPT_SYSTEM, holds_run, refuse_run_files
 
 if TYPE_CHECKING:

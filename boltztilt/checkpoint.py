@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import struct
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from boltztilt.error_words import failing_to_write, first_line
 from boltztilt.files import atomic_path
 from boltztilt.report import plain
 
@@ -72,12 +72,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state, whole or not at all."""
-    with atomic_path(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch's own way to say that files cannot grow
-            reason = str(error).splitlines()[0]
-            raise OSError(errno.EIO, f"torch failed ({reason}), perhaps for a full disk") from error
+    with atomic_path(path) as temporary, failing_to_write("torch", RuntimeError):
+        torch.save(state, temporary)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -93,8 +89,16 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable training state: {reason}") from error
+        raise ValueError(f"{path} is not a readable training state: {first_line(error)}") from error
     if not isinstance(state, dict) or "progress" not in state:
         raise ValueError(f"{path} is not the training state of a boltztilt run")
+    return state
+
+
+def load_state_of(path: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose entry "settings" has these values; raises ValueError where it has others."""
+    state = load_state(path)
+    if other := {key for key in settings if state["settings"].get(key) != settings[key]}:
+        words = ", ".join(f"{key} = {state['settings'].get(key)}" for key in sorted(other))
+        raise ValueError(f"{path} was made with {words}: resume with the same, or delete it")
     return state

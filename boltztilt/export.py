@@ -1,6 +1,5 @@
 """Trajectory and topology files through mdtraj, in nm."""
 
-import errno
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from boltztilt.error_words import failing_to_write
 from boltztilt.files import atomic_path
 
 if TYPE_CHECKING:
@@ -65,21 +65,13 @@ def write_trajectory(
 
 
 def _save(trajectory: "mdtraj.Trajectory", path: Path) -> None:
-    """Writes the trajectory, also where mdtraj, which takes ASCII alone, cannot.
-
-    Raises:
-        OSError: it cannot be written, of which mdtraj tells by errors of several kinds.
-    """
-    try:
-        if str(path).isascii():
-            trajectory.save(str(path))
-            return
-        with TemporaryDirectory() as folder:
-            elsewhere = Path(folder) / f"trajectory{path.suffix}"
-            trajectory.save(str(elsewhere))
-            shutil.copyfile(elsewhere, path)
-    except (RuntimeError, TypeError) as error:
-        raise OSError(errno.EIO, f"mdtraj failed ({error}), perhaps for a full disk") from error
+    """Writes the trajectory, also where mdtraj, which takes ASCII alone, cannot."""
+    with failing_to_write("mdtraj", RuntimeError, TypeError), TemporaryDirectory() as folder:
+        plain = str(path).isascii()
+        where = path if plain else Path(folder) / f"trajectory{path.suffix}"
+        trajectory.save(str(where))
+        if not plain:
+            shutil.copyfile(where, path)
 
 
 def write_topology(

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from boltztilt.error_words import first_line
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 """Exit codes, the second as shells report Ctrl-C."""
@@ -45,11 +47,6 @@ def lacks_memory(error: Exception) -> bool:
     """Whether what failed was to get memory, of the processor or of a GPU."""
     words = ("can't allocate memory", "out of memory")
     return isinstance(error, MemoryError) or any(each in str(error) for each in words)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the stack that torch adds, and not endless."""
-    return f"{str(error) or type(error).__name__}".splitlines()[0][:200]
 
 
 def fail(message: str) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from boltztilt.energy import CallablePotential, Potential, check_behaviour
 from boltztilt.sampling.base import BondGaussian, Gaussian
-from boltztilt.suggestions import check_settings, did_you_mean
+from boltztilt.suggestions import did_you_mean
 from boltztilt.systems.molecule import DEFAULTS, Molecule, full_recipe
+from boltztilt.systems.system_table import check_table
 from boltztilt.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -31,24 +32,6 @@ POTENTIALS = {
     "lennard_jones": "boltztilt.potentials.lennard_jones:LennardJones",
 }
 BASE_KINDS = ("isotropic", "bonds")
-SETTINGS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("name", "title", "description", "convention", "base_kind"), (str, "a text")),
-    **dict.fromkeys(("n_atoms", "n_dims"), (int, "a whole number")),
-    "base_std": ((int, float), "a length"),
-    "species": (list, "a list of whole numbers, equal ones for atoms that may be permuted"),
-    **{
-        table: (Mapping, f"a table, [{table}]")
-        for table in ("potential", "molecule", "export", "reference_energy", "recipe")
-    },
-}
-"""What the file of a system tells: types, and what is expected in words."""
-
-EXPORT: dict[str, tuple[Any, str]] = {
-    "element": (str, "the symbol of an element"),
-    "nm_per_length": ((int, float), "a length in nm"),
-}
-MOMENTS = dict.fromkeys(("mean", "error", "sd"), ((int, float), "a number of kT"))
-"""What its tables [export] and [reference_energy] tell."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +334,7 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
     """Returns the system that a parsed TOML file describes."""
     settings = dict(table)
     try:
-        _check_table(settings)
+        check_table(settings)
         export = settings.pop("export", {})
         moments = settings.pop("reference_energy", None)
         if "molecule" in settings:
@@ -368,18 +351,6 @@ def _system_from_table(table: dict[str, Any], path: Path) -> System:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _check_table(table: Mapping[str, Any]) -> None:
-    """Raises ValueError for what the file of a system cannot tell."""
-    check_settings(table, SETTINGS)
-    check_settings(table.get("export", {}), EXPORT, "[export] ")
-    check_settings(table.get("reference_energy", {}), MOMENTS, "[reference_energy] ")
-    if missing := MOMENTS.keys() - table.get("reference_energy", MOMENTS).keys():
-        raise ValueError(f"[reference_energy] does not tell {', '.join(sorted(missing))}")
-    species = table.get("species", [])
-    if not all(type(each) is int for each in species):
-        raise ValueError(f"species = {species!r}: expected a whole number for each atom")
 
 
 def _with_molecule(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -38,8 +38,12 @@ def compare(
     beyond = (~(ensemble.energies <= limit)).double()
     compared: dict[str, Any] = {
         "energy_reference": reference.mean_energy(),
-        "energy_w1": _energy_distances(ensemble, reference, 1, floors),
-        "energy_w2": _energy_distances(ensemble, reference, 2, floors),
+        **{
+            f"energy_w{order}": _number_distances(
+                f"energy W{order}", ensemble.energies, ensemble, reference.energies, floors, order
+            )
+            for order in (1, 2)
+        },
         "beyond_reference": {
             "energy": float(limit),
             **_by_view(
@@ -137,15 +141,14 @@ def _by_view(ensemble: Ensemble, figure: Callable[[Tensor | None], Value]) -> di
     return {name: figure(weights) for name, weights in ensemble.views.items()}
 
 
-def _energy_distances(
-    ensemble: Ensemble, reference: Reference, order: int, floors: NoiseFloors
+def _number_distances(
+    name: str, ours: Tensor, ensemble: Ensemble, theirs: Tensor, floors: NoiseFloors, order: int = 1
 ) -> dict[str, Any]:
-    def distance(first: Tensor, second: Tensor, weights: Tensor | None = None) -> float:
-        return metrics.energy_wasserstein(first, second, weights, order=order)
-
+    """W_p of a number of each structure, such as its energy."""
+    distance = partial(metrics.energy_wasserstein, order=order)
     return {
-        **_by_view(ensemble, partial(distance, ensemble.energies, reference.energies)),
-        **floors.beside(f"energy W{order}", distance, reference.energies, ensemble),
+        **_by_view(ensemble, partial(distance, ours, theirs)),
+        **floors.beside(name, distance, theirs, ensemble),
     }
 
 
@@ -163,14 +166,11 @@ def _centre_distances(
     ensemble: Ensemble, reference: Reference, floors: NoiseFloors
 ) -> dict[str, dict[str, Any]]:
     """W1 of the centre of the atoms, by axis."""
-    distance = partial(metrics.energy_wasserstein, order=1)
     compared = {}
     for axis in range(ensemble.system.n_dims):
         ours, theirs = (each.positions.mean(1)[:, axis] for each in (ensemble, reference))
-        compared[f"axis_{axis + 1}"] = {
-            **_by_view(ensemble, partial(distance, ours, theirs)),
-            **floors.beside(f"centre on axis {axis + 1}", distance, theirs, ensemble),
-        }
+        name = f"axis_{axis + 1}"
+        compared[name] = _number_distances(f"centre, {name}", ours, ensemble, theirs, floors)
     return compared
 
 

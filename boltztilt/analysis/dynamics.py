@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from boltztilt.checkpoint import load_state, save_state
+from boltztilt.checkpoint import load_state_of, save_state
 from boltztilt.energy import Potential
 from boltztilt.potentials.openmm_frames import find_platform, import_openmm
 from boltztilt.potentials.openmm_potential import OpenMMSource
@@ -242,11 +242,7 @@ class _Run:
         """Where the run in a file stands; None where there is no file."""
         if not path.exists():
             return None
-        state = load_state(path)
-        other = {key for key in self.given if state["settings"].get(key) != self.given[key]}
-        if other:
-            words = ", ".join(f"{key} = {state['settings'].get(key)}" for key in sorted(other))
-            raise ValueError(f"{path} was made with {words}: resume with the same, or start anew")
+        state = load_state_of(path, self.given)
         replicas = list(map(PhasePoint, state["positions"], state["velocities"]))
         return replicas, state["frames"]
 

@@ -31,6 +31,7 @@ from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.mcmc import hmc
 from boltztilt.sampling.refinement import first_step
 from boltztilt.systems.system import System
+from boltztilt.whole_numbers import whole_number
 
 N_BLOCKS = 20  # of a chain; whole blocks count as independent of each other
 N_ADAPTING, N_CORRECTIONS, N_LEAPFROG = 40, 10, 10
@@ -75,8 +76,7 @@ def make_molecular_reference(
             f"replica exchange sampled other forces or another temperature than {system.name}'s: "
             "run it anew"
         )
-    if n_samples < 4:
-        raise ValueError(f"n_samples is {n_samples}; a reference needs at least 4")
+    n_samples = whole_number("n_samples", n_samples, least=4)
     settings = settings or Langevin()
     starts = chosen_starts(tempered.starts, n_samples // 2)
     n_ladders, n_replicas = len(starts), starts.shape[0] * starts.shape[1]

@@ -15,7 +15,7 @@ from torch import Tensor
 from boltztilt.analysis.conformations import BASINS, basin_index, residue_torsions
 from boltztilt.analysis.dynamics import find_source, fingerprint
 from boltztilt.analysis.equilibration import chain_mean, drift, r_hat, slow_observables
-from boltztilt.checkpoint import load_state, save_state
+from boltztilt.checkpoint import load_state, load_state_of, save_state
 from boltztilt.potentials.openmm_potential import OpenMMSource
 from boltztilt.sampling.estimate import Estimate
 from boltztilt.sampling.refinement import first_step
@@ -26,6 +26,7 @@ from boltztilt.sampling.tempering import (
     start_ladders,
 )
 from boltztilt.systems.system import System
+from boltztilt.whole_numbers import whole_number
 
 HOTTEST = 3.0  # of the temperature of the target
 N_TEMPERATURES, N_LADDERS, N_ROUNDS = 6, 45, 8000  # 270 chains fill one compiled batch
@@ -98,8 +99,7 @@ def temper(
             `state_path` are those of other forces, rounds or seeds.
     """
     source = check_source(system)
-    if n_rounds < 10:
-        raise ValueError(f"n_rounds is {n_rounds}; replica exchange needs at least 10")
+    n_rounds = whole_number("n_rounds", n_rounds, least=10)
     n_rounds += -n_rounds % OBSERVED_EVERY
     given = {"seed": seed, "n_rounds": n_rounds, "system": fingerprint(source)}
     if resume and state_path is not None and state_path.exists():
@@ -167,15 +167,12 @@ class _Climb:
             "energies_seen": self.energies,
             "exchanged": self.exchanged,
         }
-        save_state(path, {"progress": self.n_done, "given": given, **state})
+        save_state(path, {"progress": self.n_done, "settings": given, **state})
 
     @classmethod
     def load(cls, path: Path, given: dict[str, Any]) -> _Climb:
         """Where the ladders in a file stand, which must be those that are wanted."""
-        state = load_state(path)
-        if other := {key for key in given if state["given"].get(key) != given[key]}:
-            words = ", ".join(f"{key} = {state['given'].get(key)}" for key in sorted(other))
-            raise ValueError(f"{path} was made with {words}: resume with the same, or delete it")
+        state = load_state_of(path, given)
         chains = TemperedChains(state["positions"], state["energies"], state["step_size"])
         generator = torch.Generator()
         generator.set_state(state["generator"])

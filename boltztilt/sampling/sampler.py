@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from boltztilt.checkpoint import load_weights, save_weights
-from boltztilt.energy import check_same_energies, in_parts
+from boltztilt.energy import in_parts
 from boltztilt.geometry import remove_mean
 from boltztilt.hardware import structures_at_once
 from boltztilt.networks.build import build_network
@@ -31,7 +31,7 @@ from boltztilt.sampling.solvers import (
     time_grid,
 )
 from boltztilt.sampling.transport import FieldRates, Way, carried, carried_with_noise
-from boltztilt.sampling.weights_files import find_weights, with_kept_name
+from boltztilt.sampling.weights_files import check_system, find_weights, with_kept_name
 from boltztilt.systems.system import System, available_systems, load_system
 from boltztilt.whole_numbers import seeded, whole_number
 
@@ -389,31 +389,13 @@ class Sampler:
             )
         kept = None if kept is None else with_kept_name(kept, trained_for)
         system = system or kept or load_system(trained_for)
-        if trained_for != system.name:
-            raise ValueError(f"{path} was trained for {trained_for!r}, not for {system.name!r}")
-        n_atoms = metadata.get("n_atoms", system.n_atoms)
-        if n_atoms != system.n_atoms:
-            raise ValueError(
-                f"{path} was trained for {n_atoms} atoms, but {system.name!r} has "
-                f"{system.n_atoms}: give the system it was trained for, or train anew "
-                "(Sampler.transferred carries weights of alike atoms over)"
-            )
-        if (examples := metadata.get("examples")) is not None:
-            _check_examples(path, system, examples)
+        check_system(path, metadata, system)
         field = build_network(network, system)
         try:
             field.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit its own network: {error}") from error
         return cls(system, field, metadata)
-
-
-def _check_examples(path: Path, system: System, examples: dict[str, Any]) -> None:
-    """Raises ValueError where structures that weights tell of have other energies here."""
-    known = [math.nan if each is None else each for each in examples["energies"]]
-    computed = system.potential.energy(torch.tensor(examples["positions"], dtype=torch.float32))
-    stored = torch.tensor(known, dtype=torch.float64)
-    check_same_energies(path, system, stored, computed.double())
 
 
 def sample(target: str | Path | System, n: int, seed: int = 0, **settings: Any) -> Ensemble:

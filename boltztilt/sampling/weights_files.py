@@ -1,10 +1,16 @@
-"""Which file of weights a system, a run folder or a path means."""
+"""Which file of weights a system, a run folder or a path means, and which system weights mean."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from boltztilt.energy import check_same_energies
 from boltztilt.run_folder import KEPT_SYSTEM, holds_run
 from boltztilt.systems.system import System, available_systems, load_system
 
@@ -47,3 +53,29 @@ def shipped_weights(system: System) -> Path:
         f"system {system.name!r} has no trained weights: train them with {how} and sample from "
         "that folder"
     )
+
+
+def examples_of(system: System) -> dict[str, list]:
+    """A few structures with their energies in kT, which tell systems of one name apart."""
+    positions = system.examples()
+    energies = system.potential.energy(positions).double()
+    return {"positions": positions.tolist(), "energies": energies.tolist()}
+
+
+def check_system(path: Path, metadata: Mapping[str, Any], system: System) -> None:
+    """Raises ValueError where weights of such a record were trained for another system."""
+    if (trained_for := metadata["system"]) != system.name:
+        raise ValueError(f"{path} was trained for {trained_for!r}, not for {system.name!r}")
+    n_atoms = metadata.get("n_atoms", system.n_atoms)
+    if n_atoms != system.n_atoms:
+        raise ValueError(
+            f"{path} was trained for {n_atoms} atoms, but {system.name!r} has "
+            f"{system.n_atoms}: give the system it was trained for, or train anew "
+            "(Sampler.transferred carries weights of alike atoms over)"
+        )
+    if (examples := metadata.get("examples")) is None:
+        return
+    known = [math.nan if each is None else each for each in examples["energies"]]
+    computed = system.potential.energy(torch.tensor(examples["positions"], dtype=torch.float32))
+    stored = torch.tensor(known, dtype=torch.float64)
+    check_same_energies(path, system, stored, computed.double())

@@ -10,7 +10,6 @@ import boltztilt
 from boltztilt.hardware import hardware
 
 if TYPE_CHECKING:
-    from boltztilt.systems.system import System
     from boltztilt.tilt.run import TrainingRun
 
 
@@ -40,10 +39,3 @@ def record_of(run: TrainingRun) -> dict[str, Any]:
     if run.start is not None:
         record["start"] = run.start.metadata
     return record
-
-
-def examples_of(system: System) -> dict[str, Any]:
-    """A few structures with their energies in kT, which tell systems of one name apart."""
-    positions = system.examples()
-    energies = system.potential.energy(positions).double()
-    return {"positions": positions.tolist(), "energies": energies.tolist()}

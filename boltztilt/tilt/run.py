@@ -20,13 +20,14 @@ from boltztilt.run_folder import STATE
 from boltztilt.sampling.refinement import LONG_TRAJECTORY
 from boltztilt.sampling.sampler import Sampler
 from boltztilt.sampling.transport import FieldRates
+from boltztilt.sampling.weights_files import examples_of
 from boltztilt.systems.system import System
 from boltztilt.tilt.ladder import Rung, climb
 from boltztilt.tilt.losses import Losses, Share, add_gradients
 from boltztilt.tilt.optimiser import FieldOptimiser, update_average
 from boltztilt.tilt.population import Chains, rollouts
 from boltztilt.tilt.recipe import Recipe
-from boltztilt.tilt.record import examples_of, record_of
+from boltztilt.tilt.record import record_of
 from boltztilt.tilt.regression import refuse_explicit_on_singular_core
 from boltztilt.tilt.start import Start, read_start
 from boltztilt.tilt.status import LOG_COLUMNS, TrainingStatus, fraction_done, write_log
